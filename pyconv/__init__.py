@@ -1,0 +1,28 @@
+"""torch.nn.Conv* for CPU-only Python: NumPy arrays in, NumPy arrays out.
+
+>>> import numpy as np
+>>> import pyconv.nn as nn
+>>> conv = nn.Conv2d(3, 6, 3, padding=1).eval()
+>>> conv(np.zeros((1, 3, 32, 32), np.float32)).shape
+(1, 6, 32, 32)
+"""
+
+__version__ = "0.1.0"
+
+from . import nn
+from .config import get_accuracy, get_num_threads, set_accuracy, set_num_threads, show_config
+from .nn.functional import conv1d, conv2d, conv3d
+from .nn.init import manual_seed
+
+__all__ = [
+    "conv1d",
+    "conv2d",
+    "conv3d",
+    "get_accuracy",
+    "get_num_threads",
+    "manual_seed",
+    "nn",
+    "set_accuracy",
+    "set_num_threads",
+    "show_config",
+]

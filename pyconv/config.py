@@ -1,0 +1,258 @@
+"""What a run may use: the instruction set, threads, accuracy. The only reader of environment variables.
+
+    PYCONV_ISA           highest instruction set to use: avx512, avx2, sse2; neon; generic
+    PYCONV_NUM_THREADS   most threads of one call
+    PYCONV_ACCURACY      'fast' or 'exact'
+"""
+
+from __future__ import annotations
+
+import os
+import platform
+import sys
+import warnings
+from operator import index
+from pathlib import Path
+
+import numpy as np
+
+from .problem import fail
+
+try:
+    from . import _core as core
+except ImportError as error:
+    core = None
+    warnings.warn(
+        f"pyconv's compiled core is missing ({error}): computing with NumPy, many times slower. "
+        "Reinstall with a C compiler: pip install --force-reinstall --no-binary pyconv-cpu pyconv-cpu",
+        RuntimeWarning,
+        stacklevel=3,
+    )
+else:
+    if not core.OPENMP:
+        warnings.warn(
+            "pyconv was compiled without OpenMP: it computes on one thread", RuntimeWarning, stacklevel=3
+        )
+
+REFERENCE = "reference"
+ACCURACIES = ("fast", "exact")
+MOST_THREADS = 1024
+
+
+def _choose_isa(name: str, origin: str) -> str:
+    """Return the instruction set that a name stands for; the best one if it is empty."""
+    available = isas_available()
+    if name and name not in available:
+        fail(ValueError, "pyconv", origin, f"must be one that this machine can run: {', '.join(available)}", name)
+    return name or available[0]
+
+
+def isas_available() -> tuple[str, ...]:
+    """Return the instruction sets that were compiled and that this CPU and operating system can run, best first."""
+    return core.isas() if core else (REFERENCE,)
+
+
+def isa() -> str:
+    """Return the instruction set in use, or 'reference'."""
+    return _state["isa"]
+
+
+def generation() -> int:
+    """Return a number that changes with the instruction set and the accuracy: whoever caches plans compares it."""
+    return _state["generation"]
+
+
+def _set_isa(name: str) -> None:
+    """Change the instruction set of plans made from now on (tests walk all of them this way)."""
+    _state["isa"] = _choose_isa(name, "isa")
+    _state["generation"] += 1
+
+
+def set_num_threads(num_threads: int) -> None:
+    """Set how many threads one call may use. Results are the same bits for any number.
+
+    Parameters
+    ----------
+    num_threads : int
+        1 to 1024.
+
+    Raises
+    ------
+    ValueError, TypeError
+        If it is outside that range, or no int.
+
+    See Also
+    --------
+    torch.set_num_threads
+
+    Examples
+    --------
+    >>> import pyconv
+    >>> before = pyconv.get_num_threads()
+    >>> pyconv.set_num_threads(1)
+    >>> pyconv.get_num_threads()
+    1
+    >>> pyconv.set_num_threads(before)
+    """
+    rule = f"must be an int from 1 to {MOST_THREADS}"
+    try:
+        threads = index(num_threads)
+    except TypeError:
+        fail(TypeError, "set_num_threads", "num_threads", rule, num_threads)
+    if isinstance(num_threads, bool):
+        fail(TypeError, "set_num_threads", "num_threads", rule, num_threads)
+    if not 1 <= threads <= MOST_THREADS:
+        fail(ValueError, "set_num_threads", "num_threads", rule, num_threads)
+    _state["threads"] = threads
+    if core:
+        core.set_threads(threads)
+
+
+def get_num_threads() -> int:
+    """Return how many threads one call may use: the least of the CPUs this process may run on, the cgroup's CPU quota,
+    OMP_NUM_THREADS and PYCONV_NUM_THREADS, unless :func:`set_num_threads` set it.
+
+    Examples
+    --------
+    >>> import pyconv
+    >>> pyconv.get_num_threads() >= 1
+    True
+    """  # noqa: D205
+    return _state["threads"]
+
+
+def set_accuracy(accuracy: str) -> None:
+    """Choose between speed and torch's last bits.
+
+    Parameters
+    ----------
+    accuracy : {'fast', 'exact'}
+        'fast' (the default) reads subnormal numbers as zero and writes zero for them, inside the kernels only, and may
+        use algorithms with fewer multiplications: ``|error| <= 16 u sum |x w|`` per output, u = 2**-24 in float32.
+        'exact' sums directly and keeps subnormals: ``|error| <= 4 u sum |x w|`` for data without a common sign.
+
+    Raises
+    ------
+    ValueError
+        If it is neither.
+
+    Examples
+    --------
+    >>> import pyconv
+    >>> pyconv.set_accuracy("exact")
+    >>> pyconv.get_accuracy()
+    'exact'
+    >>> pyconv.set_accuracy("fast")
+    """
+    _state["accuracy"] = _checked_accuracy("set_accuracy", "accuracy", accuracy)
+    _state["generation"] += 1
+
+
+def get_accuracy() -> str:
+    """Return 'fast' or 'exact'; see :func:`set_accuracy`."""
+    return _state["accuracy"]
+
+
+def is_exact(accuracy: str | None) -> bool:
+    """Resolve the ``accuracy=`` argument of a call: None stands for :func:`get_accuracy`."""
+    if accuracy is None:
+        return _state["accuracy"] == "exact"
+    return _checked_accuracy("pyconv", "accuracy", accuracy) == "exact"
+
+
+def _checked_accuracy(function: str, argument: str, accuracy: object) -> str:
+    if accuracy not in ACCURACIES:
+        fail(ValueError, function, argument, "must be 'fast' or 'exact'", accuracy)
+    return accuracy
+
+
+def thread_limits() -> dict[str, int]:
+    """Return every limit on threads that is set, by its name."""
+    affinity = getattr(os, "sched_getaffinity", None)
+    limits = {"CPUs": len(affinity(0)) if affinity else os.cpu_count() or 1}
+    quota = _cgroup_cpus()
+    if quota:
+        limits["cgroup quota"] = quota
+    openmp = os.environ.get("OMP_NUM_THREADS", "").split(",")[0].strip()
+    if openmp.isdigit() and int(openmp) > 0:  # what OpenMP itself does not understand is not ours to refuse
+        limits["OMP_NUM_THREADS"] = int(openmp)
+    own = os.environ.get("PYCONV_NUM_THREADS", "").strip()
+    if own:
+        if not (own.isascii() and own.isdigit() and 1 <= int(own) <= MOST_THREADS):
+            fail(ValueError, "pyconv", "PYCONV_NUM_THREADS", f"must be an int from 1 to {MOST_THREADS}", own)
+        limits["PYCONV_NUM_THREADS"] = int(own)
+    return limits
+
+
+def _cgroup_cpus() -> int | None:
+    """Return the CPUs that the cgroup v2 quota of this process or of a group around it pays for, rounded up."""
+    try:
+        own = next(line for line in Path("/proc/self/cgroup").read_text().splitlines() if line.startswith("0::"))
+        group = Path("/sys/fs/cgroup") / own[3:].lstrip("/")
+        quotas = []
+        for folder in (group, *group.parents):
+            limit = folder / "cpu.max"
+            if limit.is_file():
+                quota, period = limit.read_text().split()
+                if quota != "max":
+                    quotas.append(-(-int(quota) // int(period)))
+        return max(min(quotas), 1) if quotas else None
+    except (OSError, StopIteration, ValueError):
+        return None  # no Linux, no cgroup v2, or not readable from here: no limit is known
+
+
+def config() -> dict[str, object]:
+    """Return what :func:`show_config` prints, as a dict.
+
+    Examples
+    --------
+    >>> import pyconv.config
+    >>> pyconv.config.config()["accuracy"]
+    'fast'
+    """
+    from . import __version__
+
+    compiled = core is not None
+    caches = core.cache_sizes() if compiled else (0, 0)
+    limits = thread_limits()
+    decided = min(limits, key=limits.get)
+    return {
+        "pyconv": __version__,
+        "compiled core": core.__file__ if compiled else "missing: computing with NumPy, many times slower",
+        "OpenMP": "yes" if compiled and core.OPENMP else "no: one thread",
+        "CPU": (core.cpu() if compiled else "") or platform.processor() or platform.machine(),
+        "ISA available": ", ".join(isas_available()),
+        "ISA in use": isa(),
+        "threads": get_num_threads(),
+        "thread limits": ", ".join(f"{name} {n}" for name, n in limits.items()) + f" (least: {decided})",
+        "L1 data cache": f"{caches[0] // 1024} KiB",
+        "L2 cache": f"{caches[1] // 1024} KiB",
+        "accuracy": get_accuracy(),
+        "NumPy": np.__version__,
+        "Python": platform.python_version(),
+        "platform": platform.platform(),
+        "executable": sys.executable,
+    }
+
+
+def show_config() -> None:
+    """Print CPU, instruction set, threads, caches, accuracy and versions, one per line.
+
+    See Also
+    --------
+    numpy.show_config, torch.__config__.show
+    """
+    entries = config()
+    width = max(map(len, entries))
+    for name, value in entries.items():
+        print(f"{name:{width}}  {value}")
+
+
+_state: dict = {"generation": 0}
+_state["isa"] = _choose_isa(os.environ.get("PYCONV_ISA", "").strip().lower(), "PYCONV_ISA")
+_state["accuracy"] = _checked_accuracy(
+    "pyconv", "PYCONV_ACCURACY", os.environ.get("PYCONV_ACCURACY", "").strip().lower() or "fast"
+)
+_state["threads"] = min(*thread_limits().values(), MOST_THREADS)
+if core:
+    core.set_threads(_state["threads"])

@@ -1,0 +1,259 @@
+"""The watershed: from what a user passed to one checked, plain ConvProblem.
+
+Every check and every message about user input is here (:func:`fail` raises them all), and so is the arithmetic of
+output shapes. After this module there are no strings, pairs, byte orders or missing axes any more.
+"""
+
+from __future__ import annotations
+
+from functools import lru_cache
+from math import prod
+from operator import index
+from typing import Any, NamedTuple, NoReturn
+
+import numpy as np
+
+PAD_MODES = {"zeros": 0, "reflect": 1, "replicate": 2, "circular": 3}
+AXES = "dhw"
+# Positions and element counts stay far below 2**63, so that no sum or product of them overflows in C.
+LIMIT = 2**60
+
+
+class ConvProblem(NamedTuple):
+    """A convolution of any rank as a 3-D one; the fields of ``conv_problem`` in src_c/conv.h, and two of Python's own.
+
+    ``ic`` and ``oc`` count the channels of one group, ``pad_*`` what lies before the first element. ``rank`` is the
+    number of spatial axes the arrays have, ``dtype`` the NumPy name of the element type.
+    """
+
+    n: int
+    groups: int
+    ic: int
+    oc: int
+    in_d: int
+    in_h: int
+    in_w: int
+    out_d: int
+    out_h: int
+    out_w: int
+    kernel_d: int
+    kernel_h: int
+    kernel_w: int
+    stride_d: int
+    stride_h: int
+    stride_w: int
+    dilation_d: int
+    dilation_h: int
+    dilation_w: int
+    pad_d: int
+    pad_h: int
+    pad_w: int
+    pad_mode: int
+    exact: int
+    rank: int
+    dtype: str
+
+    @property
+    def output_shape(self) -> tuple[int, ...]:
+        """Shape of the batched result."""
+        spatial = (self.out_d, self.out_h, self.out_w)[3 - self.rank :]
+        return (self.n, self.groups * self.oc, *spatial)
+
+
+def fail(kind: type[Exception], function: str, argument: str, rule: str, got: object) -> NoReturn:
+    """Raise `kind` with the one form that messages about user input have."""
+    text = repr(got)
+    if len(text) > 200:
+        text = text[:200] + "..."
+    raise kind(f"{function}: argument '{argument}' {rule}, got {text}")
+
+
+def per_axis(function: str, argument: str, value: Any, rank: int, least: int) -> tuple[int, ...]:
+    """Return one int per spatial axis from an int, or from a sequence of `rank` ints or of one."""
+    values = value if isinstance(value, (tuple, list)) else (value,)
+    if len(values) not in (1, rank):
+        fail(ValueError, function, argument, f"must be an int or have {rank} of them", value)
+    if any(isinstance(v, (bool, np.bool_)) for v in values):
+        fail(TypeError, function, argument, "must be an int or a tuple of ints, not bool", value)
+    try:
+        ints = tuple(index(v) for v in values)
+    except TypeError:
+        fail(TypeError, function, argument, "must be an int or a tuple of ints", value)
+    if min(ints) < least:
+        fail(ValueError, function, argument, f"must be >= {least} on every axis", value)
+    return ints * rank if len(ints) == 1 else ints
+
+
+def positive_int(function: str, argument: str, value: Any) -> int:
+    """Return `value` as an int of at least 1."""
+    return per_axis(function, argument, value, 1, 1)[0] if not isinstance(value, (tuple, list)) else fail(
+        TypeError, function, argument, "must be an int", value
+    )
+
+
+def as_array(function: str, argument: str, value: Any) -> np.ndarray:
+    """Return `value` as a plain native array whose strides are whole elements: itself, unless that takes a copy."""
+    if not isinstance(value, np.ndarray):
+        rule = "must be a numpy.ndarray (numpy.asarray(...) makes one)"
+        fail(TypeError, function, argument, rule, value if np.isscalar(value) else type(value))
+    if isinstance(value, np.ma.MaskedArray):
+        fail(TypeError, function, argument, "must not be masked: fill it first, e.g. .filled(0)", type(value))
+    dtype = value.dtype
+    if dtype.kind not in "fciu":
+        fail(TypeError, function, argument, "must hold floating-point, complex or integer numbers", dtype)
+    array = value if type(value) is np.ndarray else np.asarray(value).view(np.ndarray)
+    if not dtype.isnative:
+        return array.astype(dtype.newbyteorder("="))
+    if array.size and any(stride % dtype.itemsize for stride in array.strides):
+        return array.copy()
+    return array
+
+
+def check_arrays(function: str, rank: int, x: Any, weight: Any, bias: Any):
+    """Return input, weight and bias as plain arrays of one dtype and the right ranks; the last two contiguous."""
+    x = as_array(function, "input", x)
+    if x.ndim not in (rank + 1, rank + 2):
+        rule = f"must have {rank + 1} (unbatched) or {rank + 2} (batched) dimensions"
+        fail(ValueError, function, "input", rule, f"shape {x.shape}")
+    weight = contiguous(as_array(function, "weight", weight))
+    same_dtype(function, "weight", weight, x)
+    if weight.ndim != rank + 2:
+        fail(ValueError, function, "weight", f"must have {rank + 2} dimensions", f"shape {weight.shape}")
+    if bias is not None:
+        bias = contiguous(as_array(function, "bias", bias))
+        same_dtype(function, "bias", bias, x)
+        if bias.shape != weight.shape[:1]:
+            rule = f"must have shape ({weight.shape[0]},), one value per output channel"
+            fail(ValueError, function, "bias", rule, f"shape {bias.shape}")
+    return x, weight, bias
+
+
+def contiguous(array: np.ndarray) -> np.ndarray:
+    """Return the array in C order and aligned: itself if it is."""
+    flags = array.flags
+    return array if flags.c_contiguous and flags.aligned else array.copy(order="C")
+
+
+def same_dtype(function: str, argument: str, array: np.ndarray, x: np.ndarray) -> None:
+    """Torch promotes nothing, and neither do we: a silent float64 would be twice as slow."""
+    if array.dtype != x.dtype:
+        rule = f"must have the input's dtype {x.dtype}; convert one of them with .astype"
+        fail(TypeError, function, argument, rule, array.dtype)
+
+
+def conv_problem(
+    function: str, rank: int, x: np.ndarray, weight: np.ndarray, stride: Any, padding: Any, dilation: Any, groups: Any,
+    padding_mode: str, exact: bool,
+) -> ConvProblem:  # fmt: skip
+    """Check the geometry of a convolution of arrays that :func:`check_arrays` returned.
+
+    Ints pass as they are and everything else as a tuple of ints, so that the cache behind never takes True or 1.0 for 1.
+    """
+    if type(stride) is not int or stride < 1:
+        stride = per_axis(function, "stride", stride, rank, 1)
+    if type(dilation) is not int or dilation < 1:
+        dilation = per_axis(function, "dilation", dilation, rank, 1)
+    if isinstance(padding, str):
+        if padding not in ("valid", "same"):
+            fail(ValueError, function, "padding", "must be 'valid', 'same', an int or a tuple of ints", padding)
+    elif type(padding) is not int or padding < 0:
+        padding = per_axis(function, "padding", padding, rank, 0)
+    if type(groups) is not int or groups < 1:
+        groups = positive_int(function, "groups", groups)
+    if padding_mode not in PAD_MODES:
+        fail(ValueError, function, "padding_mode", f"must be one of {', '.join(map(repr, PAD_MODES))}", padding_mode)
+    return _geometry(
+        function, rank, x.shape, weight.shape, x.dtype.name, stride, padding, dilation, groups, padding_mode, exact
+    )
+
+
+@lru_cache(maxsize=1024)
+def _geometry(
+    function, rank, x_shape, weight_shape, dtype, stride, padding, dilation, groups, padding_mode, exact
+) -> ConvProblem:
+    """Do the shape arithmetic of :func:`conv_problem`; raises on what does not fit together."""
+    n, channels, *size = x_shape if len(x_shape) == rank + 2 else (1, *x_shape)
+    out_channels, ic, *kernel = weight_shape
+    check_channels(function, groups, channels, out_channels, ic)
+    if 0 in size:
+        fail(ValueError, function, "input", "must not have an empty spatial axis", f"shape {x_shape}")
+    if 0 in kernel:
+        fail(ValueError, function, "weight", "must not have an empty kernel axis", f"shape {weight_shape}")
+    strides = stride if isinstance(stride, tuple) else (stride,) * rank
+    dilations = dilation if isinstance(dilation, tuple) else (dilation,) * rank
+    if padding == "same" and strides != (1,) * rank:
+        fail(ValueError, function, "padding", "cannot be 'same' with a stride other than 1", f"stride {stride}")
+    pads = [pads_of(padding, axis, kernel[axis], dilations[axis]) for axis in range(rank)]
+    out = [
+        output_extent(function, padding_mode, size[a], kernel[a], strides[a], dilations[a], pads[a]) for a in range(rank)
+    ]
+    if out_channels * prod(out) * max(n, 1) >= LIMIT:
+        fail(ValueError, function, "padding", "makes the output larger than any memory", f"output size {tuple(out)}")
+    fields = {"n": n, "groups": groups, "ic": ic, "oc": out_channels // groups}
+    for a, axis in enumerate(AXES):
+        a -= 3 - rank  # the leading axes of a lower rank have extents of 1
+        real = a >= 0
+        fields[f"in_{axis}"] = size[a] if real else 1
+        fields[f"out_{axis}"] = out[a] if real else 1
+        fields[f"kernel_{axis}"] = kernel[a] if real else 1
+        # What a stride or a dilation steps over does not exist where there is one position only.
+        fields[f"stride_{axis}"] = strides[a] if real and out[a] > 1 else 1
+        fields[f"dilation_{axis}"] = dilations[a] if real and kernel[a] > 1 else 1
+        fields[f"pad_{axis}"] = pads[a][0] if real else 0
+    return ConvProblem(**fields, pad_mode=PAD_MODES[padding_mode], exact=int(exact), rank=rank, dtype=dtype)
+
+
+def check_channels(function: str, groups: int, channels: int, out_channels: int, ic: int) -> None:
+    """Check that channels, groups and the weight's first two axes belong together."""
+    if out_channels == 0:
+        fail(ValueError, function, "weight", "must have at least one output channel", out_channels)
+    if out_channels % groups:
+        fail(ValueError, function, "groups", f"must divide the {out_channels} output channels", groups)
+    if channels != ic * groups:
+        rule = f"must have {ic * groups} channels (weight.shape[1] {ic} x groups {groups})"
+        fail(ValueError, function, "input", rule, channels)
+
+
+def pads_of(padding: Any, axis: int, kernel: int, dilation: int) -> tuple[int, int]:
+    """Return the padding (before, after) of one axis; 'same' puts the odd one after, as torch does."""
+    if padding == "same":
+        total = dilation * (kernel - 1)
+        return total // 2, total - total // 2
+    if padding == "valid":
+        return 0, 0
+    one = padding[axis] if isinstance(padding, tuple) else padding
+    return one, one
+
+
+def output_extent(function: str, mode: str, size: int, kernel: int, stride: int, dilation: int, pads) -> int:
+    """Return floor((size + padding - dilation (kernel - 1) - 1) / stride) + 1, checked."""
+    before, after = pads
+    padded, span = size + before + after, dilation * (kernel - 1) + 1
+    if padded >= LIMIT:
+        fail(ValueError, function, "padding", f"must keep the padded input below {LIMIT} positions", pads)
+    if span > padded:
+        rule = f"must not exceed the padded input: dilation {dilation} x (kernel {kernel} - 1) + 1 = {span} > {padded}"
+        fail(ValueError, function, "weight", rule, f"kernel size {kernel}")
+    most = {"reflect": size - 1, "circular": size}.get(mode)
+    if most is not None and max(pads) > most:
+        fail(ValueError, function, "padding", f"must be at most {most} with padding_mode '{mode}'", max(pads))
+    return (padded - span) // stride + 1
+
+
+def output_array(function: str, out: Any, shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
+    """Check an array that results are to be written to."""
+    if type(out) is not np.ndarray:
+        fail(TypeError, function, "out", "must be a numpy.ndarray", type(out))
+    if out.dtype != dtype or not out.dtype.isnative:
+        fail(TypeError, function, "out", f"must have the input's dtype {dtype}", out.dtype)
+    if out.shape != shape:
+        fail(ValueError, function, "out", f"must have shape {shape}", out.shape)
+    if not out.flags.writeable:
+        fail(ValueError, function, "out", "must be writable", "a read-only array")
+    extents = sorted((abs(s), n) for s, n in zip(out.strides, shape) if n > 1)
+    reach = out.itemsize
+    for step, n in extents if out.size else ():
+        if step < reach:
+            fail(ValueError, function, "out", "must not have elements that overlap", f"strides {out.strides}")
+        reach = step * (n - 1) + reach
+    return out

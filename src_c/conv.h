@@ -1,0 +1,76 @@
+/* The contract between the layers: one problem, one set of buffers, one table of algorithms.
+ *
+ *     y[n, g*oc + m, p] = bias[g*oc + m] + sum over (c, kd, kh, kw) of
+ *                         w[g*oc + m, c, kd, kh, kw] * x[n, g*ic + c, p * stride - pad + k * dilation]
+ *
+ * Everything above this header (Python) speaks of arrays, strings and tuples; everything below sees a
+ * checked conv_problem and plain pointers. 1-D and 2-D convolutions are 3-D ones with extents of 1.
+ * The Python class ConvProblem has the same fields under the same names. */
+#ifndef CONV_H
+#define CONV_H
+
+#include <stddef.h>
+#include <stdint.h>
+
+/* Where an index outside the input comes from. */
+enum { CONV_PAD_ZEROS, CONV_PAD_REFLECT, CONV_PAD_REPLICATE, CONV_PAD_CIRCULAR };
+
+typedef struct conv_problem {
+    int64_t n, groups;
+    int64_t ic, oc; /* channels of one group */
+    int64_t in_d, in_h, in_w;
+    int64_t out_d, out_h, out_w;
+    int64_t kernel_d, kernel_h, kernel_w;
+    int64_t stride_d, stride_h, stride_w;
+    int64_t dilation_d, dilation_h, dilation_w;
+    int64_t pad_d, pad_h, pad_w; /* before the first element; what is after follows from out_* */
+    int32_t pad_mode;            /* CONV_PAD_* */
+    int32_t exact;               /* 1: subnormals are kept and no algorithm may trade accuracy for speed */
+} conv_problem;
+
+/* Strides count elements and may be zero or negative. x need not be aligned; packed and y are. */
+typedef struct conv_io {
+    const void *x;
+    int64_t x_stride_n, x_stride_c, x_stride_d, x_stride_h, x_stride_w;
+    void *y;
+    int64_t y_stride_n, y_stride_c, y_stride_d, y_stride_h, y_stride_w;
+    const void *packed; /* the weights as conv_algo.pack left them */
+    const void *bias;   /* groups * oc values, or NULL */
+} conv_io;
+
+/* An algorithm is a row. Its functions are pure: what they return depends on their arguments and on the
+ * cache sizes alone, so the same problem always gets the same bits, whatever the batch or the threads. */
+typedef struct conv_algo {
+    const char *name;
+    int (*accepts)(const conv_problem *); /* can do it and is worth it; never looks at n */
+    size_t (*packed_bytes)(const conv_problem *);
+    size_t (*pack_tasks)(const conv_problem *);
+    void (*pack)(const conv_problem *, const void *w, void *packed, size_t task);
+    size_t (*scratch_bytes)(const conv_problem *); /* of one thread */
+    size_t (*tasks)(const conv_problem *);         /* independent: each owns its block of y, no barrier */
+    void (*run)(const conv_problem *, const conv_io *, size_t task, void *scratch);
+} conv_algo;
+
+/* What one instruction set offers for one number format: the algorithms in order of preference. */
+typedef struct conv_table {
+    const char *isa;
+    const char *dtype;
+    int vector_bytes;
+    const conv_algo *algos;
+    size_t count;
+    double (*fma_burn)(int64_t rounds); /* floating-point operations done by a register-only FMA loop */
+} conv_table;
+
+/* The rows that this CPU and operating system can run, best first; NULL after the last. dtype: "f32", "f64". */
+const conv_table *conv_table_at(size_t index, const char *dtype);
+
+/* run.c: what surrounds every task. */
+#define CONV_ALIGN 64 /* a cache line, and the widest vector */
+
+void conv_run_task(const conv_algo *, const conv_problem *, const conv_io *, size_t task, void *scratch);
+void *conv_scratch_take(size_t bytes); /* aligned to CONV_ALIGN; NULL when there is no memory */
+void conv_scratch_give(void *scratch);
+int conv_watch_forks(void);    /* once, at import; nonzero: this system cannot tell */
+int conv_in_forked_child(void); /* OpenMP's threads did not survive the fork: compute serially */
+
+#endif

@@ -1,0 +1,285 @@
+/* im2col + blocked GEMM: accepts every problem, and is what the other algorithms are measured against.
+ *
+ *     Y[oc, pixels] = W[oc, depth] * im2col(x)[depth, pixels] + bias,  depth = (ic, kernel_d, kernel_h, kernel_w)
+ *
+ * for each task (image, block of groups, block of pixels):      one thread
+ *   for each group, for each depth block of KC:                 columns [KC][NC] gathered from x: L2
+ *     for each panel of NR = TILE_V vectors of pixels:          columns [KC][NR]: L1
+ *       for each panel of MR = TILE_M output channels:          weights [KC][MR], streamed from L2
+ *         for each depth: MR x NR accumulators in registers     then y += accumulators, bias at the last block
+ *
+ * Only one block of the im2col matrix exists at a time. Tails: output channels have a kernel for every MR, pixels go to
+ * the narrowest number of vectors, and a partial vector's lanes through a tile in memory; the columns' padding is zero.
+ * Every output is summed in the same order whatever its tile, so block sizes, threads and the batch don't change bits.
+ * Goto and van de Geijn, "Anatomy of high-performance matrix multiplication", ACM TOMS 34(3), 2008; Chellapilla, Puri
+ * and Simard, "High performance convolutional neural networks for document processing", 2006. */
+#include "../cpu.h"
+#include "im2col.h"
+
+/* A depth block is summed from zero and then added to y: the error grows with KC + depth/KC instead of depth. For data
+ * of one sign it is about 0.4 u sqrt(KC/3), so 128 keeps four sigma below 16 u (design target); 128 x NR floats are
+ * 8 KiB (AVX2) or 16 KiB (AVX-512), a quarter or a third of L1. 256 measured 1 % faster on Zen 3, within noise. */
+#define KC 128
+#define NR (TILE_V * LANES)
+#define LINE ((int64_t)(CONV_ALIGN / sizeof(real)))
+
+typedef struct gemm_plan {
+    int64_t depth, pixels, plane;              /* plane: kernel_d * kernel_h * kernel_w */
+    int64_t nc, pitch, pixel_blocks;           /* pixels of a block; distance of two rows of its columns */
+    int64_t groups_per_task, group_blocks;
+} gemm_plan;
+
+static gemm_plan gemm_plan_of(const conv_problem *p) {
+    gemm_plan g;
+    g.plane = p->kernel_d * p->kernel_h * p->kernel_w;
+    g.depth = p->ic * g.plane;
+    g.pixels = p->out_d * p->out_h * p->out_w;
+    /* The columns may take a quarter of L2 (KC x 256 floats of 512 KiB); at least two panels, so that a row copy is
+     * longer than its overhead; four or more blocks where there are pixels for it, to have tasks for threads. */
+    const int64_t room = cpu_cache_sizes()->l2 / 4 / (KC * (int64_t)sizeof(real)) / NR;
+    const int64_t most = NR * min_i64(max_i64(room, 2), 16);
+    const int64_t blocks = max_i64(ceil_div(g.pixels, most), min_i64(4, ceil_div(g.pixels, 2 * NR)));
+    g.nc = ceil_div(ceil_div(g.pixels, blocks), NR) * NR;
+    g.pixel_blocks = ceil_div(g.pixels, g.nc);
+    /* An odd number of cache lines, or the rows of a panel would fall into a few sets of L1. */
+    g.pitch = ceil_div(g.nc, LINE) * LINE;
+    if (g.pitch / LINE % 2 == 0) g.pitch += LINE;
+    /* Depthwise: enough groups in a task that starting it (about 0.1 us) does not show: 2^15 multiply-adds are 1 us. */
+    const int64_t work = max_i64(p->oc * g.depth, 1);
+    g.groups_per_task = min_i64(max_i64((1 << 15) / min_i64(work * min_i64(g.nc, 1 << 15), 1 << 15), 1), p->groups);
+    g.group_blocks = ceil_div(p->groups, g.groups_per_task);
+    return g;
+}
+
+static int im2col_gemm_accepts(const conv_problem *p) {
+    (void)p;
+    return 1;
+}
+
+static size_t im2col_gemm_packed_bytes(const conv_problem *p) {
+    return (size_t)(p->groups * p->oc * p->ic * p->kernel_d * p->kernel_h * p->kernel_w) * sizeof(real);
+}
+
+/* Rows of TILE_M output channels: a pack task handles 16 panels of one group. */
+enum { PANELS_PER_PACK = 16 };
+
+static size_t im2col_gemm_pack_tasks(const conv_problem *p) {
+    return (size_t)(p->groups * ceil_div(p->oc, PANELS_PER_PACK * TILE_M));
+}
+
+/* Packed: for each group, for each depth block, for each panel: [depth][rows of the panel]. The last panel is narrower,
+ * so nothing is padded: block k0 of a group begins at k0 * oc, its panel of row m at m * (depth of the block). */
+static void im2col_gemm_pack(const conv_problem *p, const void *w, void *packed, size_t task) {
+    const int64_t depth = p->ic * p->kernel_d * p->kernel_h * p->kernel_w;
+    const int64_t chunks = ceil_div(p->oc, PANELS_PER_PACK * TILE_M);
+    const int64_t group = (int64_t)task / chunks, m0 = (int64_t)task % chunks * PANELS_PER_PACK * TILE_M;
+    const int64_t m1 = min_i64(m0 + PANELS_PER_PACK * TILE_M, p->oc);
+    const real *src = (const real *)w + group * p->oc * depth;
+    real *dst = (real *)packed + group * p->oc * depth;
+    for (int64_t m = m0; m < m1; m += TILE_M) {
+        const int64_t mr = min_i64(TILE_M, p->oc - m);
+        for (int64_t k0 = 0; k0 < depth; k0 += KC) {
+            const int64_t kc = min_i64(KC, depth - k0);
+            real *panel = dst + k0 * p->oc + m * kc;
+            for (int64_t i = 0; i < mr; i++)
+                for (int64_t k = 0; k < kc; k++) panel[k * mr + i] = src[(m + i) * depth + k0 + k];
+        }
+    }
+}
+
+/* A piece of an output row inside a block of pixels. */
+typedef struct pixel_run {
+    int64_t od, oh, ow, count;
+} pixel_run;
+
+/* Splits the pixels [first, last) into rows; returns how many. */
+static int64_t split_rows(const conv_problem *p, int64_t first, int64_t last, pixel_run *runs) {
+    int64_t count = 0;
+    while (first < last) {
+        const int64_t row = first / p->out_w, ow = first % p->out_w;
+        const int64_t length = min_i64(p->out_w - ow, last - first);
+        runs[count++] = (pixel_run){row / p->out_h, row % p->out_h, ow, length};
+        first += length;
+    }
+    return count;
+}
+
+/* columns[k - k0][...] for the depths [k0, k0 + kc); what is beyond the last pixel is zero. */
+static void gather_columns(const conv_problem *p, const conv_io *io, const gemm_plan *g, const real_unaligned *group,
+                           const pixel_run *runs, int64_t run_count, int64_t k0, int64_t kc, real *columns) {
+    int64_t c = k0 / g->plane, tap = k0 % g->plane;
+    int64_t kd = tap / (p->kernel_h * p->kernel_w), kh = tap / p->kernel_w % p->kernel_h, kw = tap % p->kernel_w;
+    for (int64_t k = 0; k < kc; k++, columns += g->pitch) {
+        const real_unaligned *channel = group + c * io->x_stride_c;
+        const tap_columns columns_of_tap = tap_columns_of(p, kw);
+        int64_t filled = 0;
+        for (int64_t r = 0; r < run_count; r++) {
+            const pixel_run *run = &runs[r];
+            const real_unaligned *row = input_row(p, io, channel, run->od, run->oh, kd, kh);
+            gather_row(p, io, row, columns_of_tap, run->ow, run->count, columns + filled);
+            filled += run->count;
+        }
+        while (filled % NR) columns[filled++] = 0;
+        if (++kw == p->kernel_w) {
+            kw = 0;
+            if (++kh == p->kernel_h) {
+                kh = 0;
+                if (++kd == p->kernel_d) kd = 0, c++;
+            }
+        }
+    }
+}
+
+typedef struct gemm_output {
+    real *c;
+    int64_t ldc;
+    int add;          /* not the first depth block: y holds the sum so far */
+    const real *bias; /* of the tile's first row at the last depth block, else NULL */
+} gemm_output;
+
+/* c[mr][nv vectors] = (add ? c : 0) + weights * columns + bias, ldc apart. The one inner loop of this file. */
+INLINE void gemm_tile(const int mr, const int nv, int64_t kc, const real *weights, const real *columns, int64_t pitch,
+                      gemm_output out) {
+    vec acc[TILE_M][TILE_V];
+#pragma GCC unroll 16
+    for (int i = 0; i < mr; i++)
+#pragma GCC unroll 4
+        for (int j = 0; j < nv; j++) acc[i][j] = vec_zero();
+    for (int64_t k = 0; k < kc; k++, weights += mr, columns += pitch) {
+        vec b[TILE_V];
+#pragma GCC unroll 4
+        for (int j = 0; j < nv; j++) b[j] = vec_load(columns + j * LANES);
+#pragma GCC unroll 16
+        for (int i = 0; i < mr; i++) {
+            const vec a = vec_splat(weights[i]);
+#pragma GCC unroll 4
+            for (int j = 0; j < nv; j++) acc[i][j] += a * b[j];
+        }
+    }
+#pragma GCC unroll 16
+    for (int i = 0; i < mr; i++)
+#pragma GCC unroll 4
+        for (int j = 0; j < nv; j++) {
+            vec sum = acc[i][j];
+            real *c = out.c + i * out.ldc + j * LANES;
+            if (out.add) sum = vec_load(c) + sum;
+            if (out.bias) sum += vec_splat(out.bias[i]);
+            vec_store(c, sum);
+        }
+}
+
+#define TILE_ROWS(m) \
+    case m: \
+        if (m <= TILE_M) gemm_tile(m <= TILE_M ? m : 1, nv, kc, weights, columns, pitch, out); \
+        break;
+
+INLINE void gemm_tile_of_rows(int64_t mr, const int nv, int64_t kc, const real *weights, const real *columns,
+                              int64_t pitch, gemm_output out) {
+    switch (mr) {
+        TILE_ROWS(1) TILE_ROWS(2) TILE_ROWS(3) TILE_ROWS(4) TILE_ROWS(5) TILE_ROWS(6) TILE_ROWS(7)
+        TILE_ROWS(8) TILE_ROWS(9) TILE_ROWS(10) TILE_ROWS(11) TILE_ROWS(12) TILE_ROWS(13) TILE_ROWS(14)
+    }
+}
+
+/* nv: the fewest vectors that hold the tile's pixels. */
+static void gemm_tile_any(int64_t mr, int64_t pixels, int64_t kc, const real *weights, const real *columns,
+                          int64_t pitch, gemm_output out) {
+    if (pixels <= LANES)
+        gemm_tile_of_rows(mr, 1, kc, weights, columns, pitch, out);
+    else if (pixels <= 2 * LANES)
+        gemm_tile_of_rows(mr, 2, kc, weights, columns, pitch, out);
+    else
+        gemm_tile_of_rows(mr, TILE_V, kc, weights, columns, pitch, out);
+}
+
+/* What one block of the GEMM multiplies, and where its pixels go. */
+typedef struct gemm_block {
+    int64_t kc, pixels, pitch;
+    const real *columns;
+    const int64_t *offsets; /* of the pixels in y, or NULL where they are consecutive */
+} gemm_block;
+
+/* A tile whose pixels are not consecutive in y, or too few for its vectors, is computed in memory and added one by one,
+ * in the same order: (y + sum) + bias. */
+static void gemm_tile_scattered(int64_t mr, int64_t pixels, const gemm_block *b, const real *weights, int64_t first,
+                                gemm_output out) {
+    real tile[TILE_M * NR] __attribute__((aligned(CONV_ALIGN)));
+    const gemm_output in_memory = {tile, NR, 0, NULL};
+    gemm_tile_any(mr, pixels, b->kc, weights, b->columns + first, b->pitch, in_memory);
+    for (int64_t i = 0; i < mr; i++)
+        for (int64_t j = 0; j < pixels; j++) {
+            real *y = out.c + i * out.ldc + (b->offsets ? b->offsets[first + j] : first + j);
+            real sum = tile[i * NR + j];
+            if (out.add) sum = *y + sum;
+            *y = out.bias ? sum + out.bias[i] : sum;
+        }
+}
+
+/* One depth block: every panel of pixels times every panel of output channels. */
+static void gemm_block_run(const conv_problem *p, const gemm_block *b, const real *weights, gemm_output out) {
+    for (int64_t first = 0; first < b->pixels; first += NR) {
+        const int64_t pixels = min_i64(NR, b->pixels - first);
+        const int whole = b->offsets == NULL && pixels % LANES == 0;
+        for (int64_t m = 0; m < p->oc; m += TILE_M) {
+            const int64_t mr = min_i64(TILE_M, p->oc - m);
+            gemm_output tile = {out.c + m * out.ldc, out.ldc, out.add, out.bias ? out.bias + m : NULL};
+            if (whole) {
+                tile.c += first;
+                gemm_tile_any(mr, pixels, b->kc, weights + m * b->kc, b->columns + first, b->pitch, tile);
+            } else {
+                gemm_tile_scattered(mr, pixels, b, weights + m * b->kc, first, tile);
+            }
+        }
+    }
+}
+
+/* The offsets of the runs' pixels in y, from the first pixel of an image. */
+static void pixel_offsets(const conv_io *io, const pixel_run *runs, int64_t run_count, int64_t *offsets) {
+    for (int64_t r = 0; r < run_count; r++)
+        for (int64_t i = 0; i < runs[r].count; i++)
+            *offsets++ = runs[r].od * io->y_stride_d + runs[r].oh * io->y_stride_h + (runs[r].ow + i) * io->y_stride_w;
+}
+
+INLINE int pixels_are_consecutive(const conv_problem *p, const conv_io *io) {
+    return (p->out_w == 1 || io->y_stride_w == 1) && (p->out_h == 1 || io->y_stride_h == p->out_w) &&
+           (p->out_d == 1 || io->y_stride_d == p->out_h * p->out_w);
+}
+
+static size_t im2col_gemm_scratch_bytes(const conv_problem *p) {
+    const gemm_plan g = gemm_plan_of(p);
+    return (size_t)(KC * g.pitch) * sizeof(real) + (size_t)g.nc * (sizeof(pixel_run) + sizeof(int64_t));
+}
+
+static size_t im2col_gemm_tasks(const conv_problem *p) {
+    const gemm_plan g = gemm_plan_of(p);
+    return (size_t)(p->n * g.group_blocks * g.pixel_blocks);
+}
+
+static void im2col_gemm_run(const conv_problem *p, const conv_io *io, size_t task, void *scratch) {
+    const gemm_plan g = gemm_plan_of(p);
+    const int64_t pixel_block = (int64_t)task % g.pixel_blocks, rest = (int64_t)task / g.pixel_blocks;
+    const int64_t first_group = rest % g.group_blocks * g.groups_per_task, n = rest / g.group_blocks;
+    const int64_t last_group = min_i64(first_group + g.groups_per_task, p->groups);
+    const int64_t first = pixel_block * g.nc, last = min_i64(first + g.nc, g.pixels);
+    real *columns = scratch;
+    pixel_run *runs = (pixel_run *)(columns + KC * g.pitch);
+    int64_t *offsets = (int64_t *)(runs + g.nc);
+    const int64_t run_count = split_rows(p, first, last, runs);
+    const int consecutive = pixels_are_consecutive(p, io);
+    if (!consecutive) pixel_offsets(io, runs, run_count, offsets);
+    for (int64_t group = first_group; group < last_group; group++) {
+        const real_unaligned *x = (const real_unaligned *)io->x + n * io->x_stride_n + group * p->ic * io->x_stride_c;
+        const real *weights = (const real *)io->packed + group * p->oc * g.depth;
+        const real *bias = io->bias ? (const real *)io->bias + group * p->oc : NULL;
+        real *y = (real *)io->y + n * io->y_stride_n + group * p->oc * io->y_stride_c + (consecutive ? first : 0);
+        int64_t k0 = 0;
+        do { /* once even where there are no input channels: y is the bias then */
+            const int64_t kc = min_i64(KC, g.depth - k0);
+            const gemm_block block = {kc, last - first, g.pitch, columns, consecutive ? NULL : offsets};
+            const gemm_output out = {y, io->y_stride_c, k0 > 0, k0 + kc == g.depth ? bias : NULL};
+            gather_columns(p, io, &g, x, runs, run_count, k0, kc, columns);
+            gemm_block_run(p, &block, weights + k0 * p->oc, out);
+            k0 += kc;
+        } while (k0 < g.depth);
+    }
+}
