@@ -67,6 +67,16 @@ def isas():
     return tuple(names)
 
 
+def isas_compiled():
+    """Names of all compiled instruction sets, best first, whether or not this CPU can run them."""
+    cdef size_t index = 0
+    cdef list names = []
+    while conv_isa_compiled(index) != NULL:
+        names.append(conv_isa_compiled(index).decode())
+        index += 1
+    return tuple(names)
+
+
 def algorithms(str isa, str dtype):
     """Names of one table's rows, in order of preference. dtype: 'f32' or 'f64'."""
     cdef const conv_table *table = find_table(isa, dtype)

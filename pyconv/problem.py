@@ -6,6 +6,7 @@ output shapes. After this module there are no strings, pairs, byte orders or mis
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import lru_cache
 from math import prod
 from operator import index
@@ -68,6 +69,16 @@ def fail(kind: type[Exception], function: str, argument: str, rule: str, got: ob
     raise kind(f"{function}: argument '{argument}' {rule}, got {text}")
 
 
+def choice(function: str, argument: str, value: Any, choices: Sequence[str]) -> str:
+    """Return `value` if it is one of `choices`."""
+    rule = f"must be one of {', '.join(map(repr, choices))}"
+    if not isinstance(value, str):
+        fail(TypeError, function, argument, rule, value)
+    if value not in choices:
+        fail(ValueError, function, argument, rule, value)
+    return value
+
+
 def per_axis(function: str, argument: str, value: Any, rank: int, least: int) -> tuple[int, ...]:
     """Return one int per spatial axis from an int, or from a sequence of `rank` ints or of one."""
     values = value if isinstance(value, (tuple, list)) else (value,)
@@ -86,9 +97,9 @@ def per_axis(function: str, argument: str, value: Any, rank: int, least: int) ->
 
 def positive_int(function: str, argument: str, value: Any) -> int:
     """Return `value` as an int of at least 1."""
-    return per_axis(function, argument, value, 1, 1)[0] if not isinstance(value, (tuple, list)) else fail(
-        TypeError, function, argument, "must be an int", value
-    )
+    if isinstance(value, (tuple, list)):
+        fail(TypeError, function, argument, "must be an int", value)
+    return per_axis(function, argument, value, 1, 1)[0]
 
 
 def as_array(function: str, argument: str, value: Any) -> np.ndarray:
@@ -160,8 +171,7 @@ def conv_problem(
         padding = per_axis(function, "padding", padding, rank, 0)
     if type(groups) is not int or groups < 1:
         groups = positive_int(function, "groups", groups)
-    if padding_mode not in PAD_MODES:
-        fail(ValueError, function, "padding_mode", f"must be one of {', '.join(map(repr, PAD_MODES))}", padding_mode)
+    choice(function, "padding_mode", padding_mode, tuple(PAD_MODES))
     return _geometry(
         function, rank, x.shape, weight.shape, x.dtype.name, stride, padding, dilation, groups, padding_mode, exact
     )
@@ -185,7 +195,8 @@ def _geometry(
         fail(ValueError, function, "padding", "cannot be 'same' with a stride other than 1", f"stride {stride}")
     pads = [pads_of(padding, axis, kernel[axis], dilations[axis]) for axis in range(rank)]
     out = [
-        output_extent(function, padding_mode, size[a], kernel[a], strides[a], dilations[a], pads[a]) for a in range(rank)
+        output_extent(function, padding_mode, size[a], kernel[a], strides[a], dilations[a], pads[a])
+        for a in range(rank)
     ]
     if out_channels * prod(out) * max(n, 1) >= LIMIT:
         fail(ValueError, function, "padding", "makes the output larger than any memory", f"output size {tuple(out)}")

@@ -7,20 +7,15 @@
 #include "../conv.h"
 #include "simd.h"
 
-/* The source of position i on an axis of n elements, or -1 where the padding is zero. Front-end checks:
- * reflect pads less than n, circular at most n. */
+/* The source of position i on an axis of n elements, or -1 where the padding is zero. Front-end checks: reflect pads
+ * less than n, circular at most n. A strip may ask for positions beyond the padding that no output reads: any valid
+ * one. */
 INLINE int64_t pad_index(int64_t i, int64_t n, int32_t mode) {
     if (i >= 0 && i < n) return i;
-    switch (mode) {
-        case CONV_PAD_REFLECT:
-            return i < 0 ? -i : 2 * (n - 1) - i;
-        case CONV_PAD_REPLICATE:
-            return i < 0 ? 0 : n - 1;
-        case CONV_PAD_CIRCULAR:
-            return i < 0 ? i + n : i - n;
-        default:
-            return -1;
-    }
+    if (mode == CONV_PAD_ZEROS) return -1;
+    if (mode == CONV_PAD_REFLECT) i = i < 0 ? -i : 2 * (n - 1) - i;
+    if (mode == CONV_PAD_CIRCULAR) i = i < 0 ? i + n : i - n;
+    return min_i64(max_i64(i, 0), n - 1);
 }
 
 /* count elements from src, step apart. The last vector of a contiguous run overlaps the one before: nothing beyond
@@ -36,14 +31,14 @@ INLINE void copy_strided(real *restrict dst, const real_unaligned *restrict src,
     }
 }
 
-/* The columns of a filter tap: output column o reads input column o * stride + shift; those in [first, last) lie
- * inside the input. */
+/* Output column o reads input column o * stride + shift; those in [first, last) lie inside the input. */
 typedef struct tap_columns {
     int64_t shift, first, last;
 } tap_columns;
 
-INLINE tap_columns tap_columns_of(const conv_problem *p, int64_t kw) {
-    const int64_t shift = kw * p->dilation_w - p->pad_w, stride = p->stride_w;
+/* offset: of a filter tap in the padded row, kw * dilation_w. */
+INLINE tap_columns tap_columns_at(const conv_problem *p, int64_t offset) {
+    const int64_t shift = offset - p->pad_w, stride = p->stride_w;
     const int64_t room = p->in_w - 1 - shift; /* the last output column reads at most this far */
     tap_columns t = {shift, 0, 0};
     t.first = shift >= 0 ? 0 : stride == 1 ? -shift : (-shift - 1) / stride + 1;
@@ -76,6 +71,39 @@ INLINE const real_unaligned *input_row(const conv_problem *p, const conv_io *io,
     const int64_t d = pad_index(od * p->stride_d - p->pad_d + kd * p->dilation_d, p->in_d, p->pad_mode);
     const int64_t h = pad_index(oh * p->stride_h - p->pad_h + kh * p->dilation_h, p->in_h, p->pad_mode);
     return d < 0 || h < 0 ? NULL : channel + d * io->x_stride_d + h * io->x_stride_h;
+}
+
+/* Whether the pixels of an image, numbered through, are consecutive elements of a tensor with these strides. */
+INLINE int is_dense(int64_t d, int64_t h, int64_t w, int64_t stride_d, int64_t stride_h, int64_t stride_w) {
+    return (w == 1 || stride_w == 1) && (h == 1 || stride_h == w) && (d == 1 || stride_d == h * w);
+}
+
+INLINE int output_is_dense(const conv_problem *p, const conv_io *io) {
+    return is_dense(p->out_d, p->out_h, p->out_w, io->y_stride_d, io->y_stride_h, io->y_stride_w);
+}
+
+/* A filter of one tap at stride 1 without padding reads the input as it lies. */
+INLINE int input_is_dense(const conv_problem *p, const conv_io *io) {
+    return p->in_d == p->out_d && p->in_h == p->out_h && p->in_w == p->out_w && p->pad_d == 0 && p->pad_h == 0 &&
+           p->pad_w == 0 && p->stride_d == 1 && p->stride_h == 1 && p->stride_w == 1 &&
+           is_dense(p->in_d, p->in_h, p->in_w, io->x_stride_d, io->x_stride_h, io->x_stride_w);
+}
+
+/* A piece of an output row inside a block of pixels. */
+typedef struct pixel_run {
+    int64_t od, oh, ow, count;
+} pixel_run;
+
+/* Splits the pixels [first, last) into rows; returns how many. */
+INLINE int64_t split_rows(const conv_problem *p, int64_t first, int64_t last, pixel_run *runs) {
+    int64_t count = 0;
+    while (first < last) {
+        const int64_t row = first / p->out_w, ow = first % p->out_w;
+        const int64_t length = min_i64(p->out_w - ow, last - first);
+        runs[count++] = (pixel_run){row / p->out_h, row % p->out_h, ow, length};
+        first += length;
+    }
+    return count;
 }
 
 #endif
