@@ -274,9 +274,10 @@ cdef class NativePlan:
 
 cdef void set_strides(const Py_buffer *view, int rank, int itemsize, int64_t *strides) noexcept:
     """The strides n, c, d, h, w in elements; 0 for an axis that is absent or of length 1, where NumPy's mean nothing."""
-    cdef int axis, leading = view.ndim - rank  # (n, c) or (c,)
+    cdef int axis, position, leading = view.ndim - rank  # (n, c) or (c,)
     for axis in range(5):
         strides[axis] = 0
     for axis in range(view.ndim):
         if view.shape[axis] > 1:
-            strides[axis + 2 - leading if axis < leading else axis + 5 - view.ndim] = view.strides[axis] // itemsize
+            position = axis + 2 - leading if axis < leading else axis + 5 - view.ndim
+            strides[position] = view.strides[axis] // itemsize

@@ -18,7 +18,8 @@
 #include "epilogue.h"
 #include "strip.h"
 
-/* Depth of a block, as in im2col_gemm.c (KC). A panel of 2 vectors is 8 KiB with AVX2, 16 KiB with AVX-512. */
+/* Depth of a strip, and the most of a chain of terms (im2col.h). A panel of 2 vectors is 8 KiB with AVX2, 16 KiB with
+ * AVX-512: a quarter or a third of L1. */
 #define DIRECT_KC 128
 /* Columns of a block: longer rows (1-D signals) are cut. */
 #define DIRECT_COLS 480
@@ -260,6 +261,7 @@ static void direct_run(const conv_problem *p, const conv_io *io, size_t task, vo
     const int64_t panel = d.vectors * LANES, all = direct_packed_channels(p), pixels = b.rows * b.cols;
     const real_unaligned *x = (const real_unaligned *)io->x + b.n * io->x_stride_n + b.group * p->ic * io->x_stride_c;
     const real *packed = (const real *)io->packed + b.group * d.depth * all;
+    const int64_t chain = chain_terms(p);
     int64_t k = 0;
     for (int64_t c = 0; c < d.channels; c++)
         for (int64_t kd = 0; kd < p->kernel_d; kd++)
@@ -274,8 +276,8 @@ static void direct_run(const conv_problem *p, const conv_io *io, size_t task, vo
         for (int64_t m = b.m0; m < b.m1; m += panel) {
             const int64_t width = min_i64(panel, all - m);
             const real *weights = packed + c0 * d.taps * all + m * depth;
-            for (int64_t k0 = 0; k0 < depth; k0 += DIRECT_KC)
-                direct_panel(&d, &b, width / LANES, weights, k0, min_i64(k0 + DIRECT_KC, depth), block > 0 || k0 > 0,
+            for (int64_t k0 = 0; k0 < depth; k0 += chain)
+                direct_panel(&d, &b, width / LANES, weights, k0, min_i64(k0 + chain, depth), block > 0 || k0 > 0,
                              b.totals + (m - b.m0) * pixels);
         }
     }

@@ -7,6 +7,13 @@
 #include "../conv.h"
 #include "simd.h"
 
+/* Terms of a sum that are added up from zero before they join the total of an output. The error of a chain grows with
+ * its length, the total's with the number of chains. In units of u sum |x w|, the largest of 4 * 10^5 outputs of normal
+ * data (simulated): 49 to 147 terms in chains of 128 err by 4.8 to 5.7, in chains of 16 by 1.7 to 2.4; data of one
+ * sign, 576 terms, by 6.1 and 7.4. A chain costs a pass over the accumulators, 15 to 20 cycles (Zen 3) to its 6 per
+ * term. */
+INLINE int64_t chain_terms(const conv_problem *p) { return p->exact ? 16 : 128; }
+
 /* The source of position i on an axis of n elements, or -1 where the padding is zero. Front-end checks: reflect pads
  * less than n, circular at most n. A strip may ask for positions beyond the padding that no output reads: any valid
  * one. */

@@ -16,9 +16,8 @@
 #include "../cpu.h"
 #include "im2col.h"
 
-/* A depth block is summed from zero and then added to y: the error grows with KC + depth/KC instead of depth. For data
- * of one sign it is about 0.4 u sqrt(KC/3), so 128 keeps four sigma below 16 u (design target); 128 x NR floats are
- * 8 KiB (AVX2) or 16 KiB (AVX-512), a quarter or a third of L1. */
+/* Most depth of a block: one chain of terms (im2col.h). 128 x NR floats are 8 KiB (AVX2) or 16 KiB (AVX-512), a quarter
+ * or a third of L1. */
 #define KC 128
 #define NR (TILE_V * LANES)
 /* Weights [MC][KC], 96 KiB of floats with AVX2 and 112 KiB with AVX-512, stay in L2 while the panels of pixels pass. */
@@ -78,10 +77,11 @@ static void im2col_gemm_pack(const conv_problem *p, const void *w, void *packed,
     const int64_t m1 = min_i64(m0 + PANELS_PER_PACK * TILE_M, p->oc);
     const real *src = (const real *)w + group * p->oc * depth;
     real *dst = (real *)packed + group * p->oc * depth;
+    const int64_t chain = chain_terms(p);
     for (int64_t m = m0; m < m1; m += TILE_M) {
         const int64_t mr = min_i64(TILE_M, p->oc - m);
-        for (int64_t k0 = 0; k0 < depth; k0 += KC) {
-            const int64_t kc = min_i64(KC, depth - k0);
+        for (int64_t k0 = 0; k0 < depth; k0 += chain) {
+            const int64_t kc = min_i64(chain, depth - k0);
             real *panel = dst + k0 * p->oc + m * kc;
             for (int64_t i = 0; i < mr; i++)
                 for (int64_t k = 0; k < kc; k++) panel[k * mr + i] = src[(m + i) * depth + k0 + k];
@@ -160,8 +160,9 @@ INLINE void gemm_tile_of_rows(int64_t mr, const int nv, int64_t kc, const real *
                               int64_t pitch, gemm_output out) {
     switch (mr) {
         TILE_ROWS(1)
-        TILE_ROWS(2) TILE_ROWS(3) TILE_ROWS(4) TILE_ROWS(5) TILE_ROWS(6) TILE_ROWS(7) TILE_ROWS(8) TILE_ROWS(9)
-            TILE_ROWS(10) TILE_ROWS(11) TILE_ROWS(12) TILE_ROWS(13) TILE_ROWS(14)
+        TILE_ROWS(2)
+        TILE_ROWS(3) TILE_ROWS(4) TILE_ROWS(5) TILE_ROWS(6) TILE_ROWS(7) TILE_ROWS(8) TILE_ROWS(9) TILE_ROWS(10)
+            TILE_ROWS(11) TILE_ROWS(12) TILE_ROWS(13) TILE_ROWS(14)
     }
 }
 
@@ -253,7 +254,7 @@ static void im2col_gemm_run(const conv_problem *p, const conv_io *io, size_t tas
         real *y = (real *)io->y + n * io->y_stride_n + group * p->oc * io->y_stride_c + (consecutive ? first : 0);
         int64_t k0 = 0;
         do { /* once even where there are no input channels: y is the bias then */
-            const int64_t kc = min_i64(KC, g.depth - k0);
+            const int64_t kc = min_i64(chain_terms(p), g.depth - k0);
             const gemm_block block = {kc, last - first, g.pitch, columns, consecutive ? NULL : offsets};
             const gemm_output out = {y, io->y_stride_c, k0 > 0, k0 + kc == g.depth ? bias : NULL};
             gather_columns(p, io, &g, x, runs, run_count, k0, kc, columns);
