@@ -194,7 +194,6 @@ static direct_block direct_block_of(const conv_problem *p, const direct_plan *d,
 /* The strip of a filter of one tap: the block's pixels one after the other, for each channel. */
 static void direct_fill_flat(const conv_problem *p, const conv_io *io, const direct_plan *d, const direct_block *b,
                              const real_unaligned *x, int64_t count) {
-    const tap_columns t = tap_columns_at(p, 0);
     const int dense = input_is_dense(p, io);
     for (int64_t c = 0; c < count; c++, x += io->x_stride_c) {
         real *dst = b->strip + c * d->strip.channel_pitch;
@@ -206,7 +205,8 @@ static void direct_fill_flat(const conv_problem *p, const conv_io *io, const dir
         while (pixel < b->ow + b->cols) {
             const int64_t row = pixel / p->out_w, ow = pixel % p->out_w;
             const int64_t length = min_i64(p->out_w - ow, b->ow + b->cols - pixel);
-            gather_row(p, io, input_row(p, io, x, row / p->out_h, row % p->out_h, 0, 0), t, ow, length, dst);
+            const row_window window = row_window_of(p, io, 0, ow, length);
+            gather_row(p, io, input_row(p, io, x, row / p->out_h, row % p->out_h, 0, 0), &window, dst);
             dst += length;
             pixel += length;
         }

@@ -38,38 +38,44 @@ INLINE void copy_strided(real *restrict dst, const real_unaligned *restrict src,
     }
 }
 
-/* Output column o reads input column o * stride + shift; those in [first, last) lie inside the input. */
-typedef struct tap_columns {
-    int64_t shift, first, last;
-} tap_columns;
+/* What the outputs [ow, ow + count) of a row read through a tap at `offset` (kw * dilation_w) in the padded input row:
+ * output ow + i reads input column first + i * stride_w, which lies inside the input for i in [begin, end). */
+typedef struct row_window {
+    int64_t count, first, begin, end;
+    int64_t step; /* from one column to the next, in elements of x */
+} row_window;
 
-/* offset: of a filter tap in the padded row, kw * dilation_w. */
-INLINE tap_columns tap_columns_at(const conv_problem *p, int64_t offset) {
-    const int64_t shift = offset - p->pad_w, stride = p->stride_w;
-    const int64_t room = p->in_w - 1 - shift; /* the last output column reads at most this far */
-    tap_columns t = {shift, 0, 0};
-    t.first = shift >= 0 ? 0 : stride == 1 ? -shift : (-shift - 1) / stride + 1;
-    t.last = room < 0 ? 0 : stride == 1 ? room + 1 : room / stride + 1;
-    return t;
+INLINE row_window row_window_of(const conv_problem *p, const conv_io *io, int64_t offset, int64_t ow, int64_t count) {
+    const int64_t stride = p->stride_w, first = ow * stride + offset - p->pad_w;
+    const int64_t room = p->in_w - 1 - first; /* the last column reads at most this far from the first */
+    row_window w = {count, first, 0, 0, 1};
+    w.begin = first >= 0 ? 0 : min_i64(stride == 1 ? -first : (-first - 1) / stride + 1, count);
+    w.end = room < 0 ? 0 : min_i64(stride == 1 ? room + 1 : room / stride + 1, count);
+    w.end = max_i64(w.begin, w.end);
+    /* A stride is multiplied only where two columns exist: a hostile one of 2**50 cannot overflow. */
+    if (w.end - w.begin > 1) w.step = stride * io->x_stride_w;
+    return w;
 }
 
-/* dst[0..count) = what the outputs [ow, ow+count) of one row read of the input row through tap t. row is the address of
- * input column 0, or NULL for a row of zeros. */
-INLINE void gather_row(const conv_problem *p, const conv_io *io, const real_unaligned *row, tap_columns t, int64_t ow,
-                       int64_t count, real *restrict dst) {
-    const int64_t a = row ? min_i64(max_i64(t.first - ow, 0), count) : count;
-    const int64_t b = max_i64(min_i64(t.last - ow, count), a);
-    const int64_t step = io->x_stride_w, first = ow * p->stride_w + t.shift;
-    if (row && p->pad_mode != CONV_PAD_ZEROS) {
-        for (int64_t i = 0; i < a; i++) dst[i] = row[pad_index(first + i * p->stride_w, p->in_w, p->pad_mode) * step];
-        for (int64_t i = b; i < count; i++)
-            dst[i] = row[pad_index(first + i * p->stride_w, p->in_w, p->pad_mode) * step];
+/* The outputs [from, to) of a window, all of which read padding. */
+INLINE void fill_padding(const conv_problem *p, const conv_io *io, const real_unaligned *row, const row_window *w,
+                         int64_t from, int64_t to, real *restrict dst) {
+    if (row == NULL || p->pad_mode == CONV_PAD_ZEROS) {
+        for (int64_t i = from; i < to; i++) dst[i] = 0;
     } else {
-        for (int64_t i = 0; i < a; i++) dst[i] = 0;
-        for (int64_t i = b; i < count; i++) dst[i] = 0;
+        for (int64_t i = from; i < to; i++)
+            dst[i] = row[pad_index(w->first + i * p->stride_w, p->in_w, p->pad_mode) * io->x_stride_w];
     }
-    /* A stride is multiplied only where two columns exist: a hostile one of 2**61 cannot overflow. */
-    if (b > a) copy_strided(dst + a, row + (first + a * p->stride_w) * step, b > a + 1 ? p->stride_w * step : 1, b - a);
+}
+
+/* dst[0..count) = the window's columns of an input row. row is the address of input column 0, or NULL for zeros. */
+INLINE void gather_row(const conv_problem *p, const conv_io *io, const real_unaligned *row, const row_window *w,
+                       real *restrict dst) {
+    const int64_t begin = row ? w->begin : w->count, end = row ? w->end : w->count;
+    fill_padding(p, io, row, w, 0, begin, dst);
+    fill_padding(p, io, row, w, end, w->count, dst);
+    if (begin < end)
+        copy_strided(dst + begin, row + (w->first + begin * p->stride_w) * io->x_stride_w, w->step, end - begin);
 }
 
 /* The input row that output row (od, oh) reads through tap (kd, kh), or NULL where the padding is zero. */

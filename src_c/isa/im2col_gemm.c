@@ -96,12 +96,12 @@ static void gather_columns(const conv_problem *p, const conv_io *io, const gemm_
     int64_t kd = tap / (p->kernel_h * p->kernel_w), kh = tap / p->kernel_w % p->kernel_h, kw = tap % p->kernel_w;
     for (int64_t k = 0; k < kc; k++, columns += g->pitch) {
         const real_unaligned *channel = group + c * io->x_stride_c;
-        const tap_columns columns_of_tap = tap_columns_at(p, kw * p->dilation_w);
         int64_t filled = 0;
         for (int64_t r = 0; r < run_count; r++) {
             const pixel_run *run = &runs[r];
             const real_unaligned *row = input_row(p, io, channel, run->od, run->oh, kd, kh);
-            gather_row(p, io, row, columns_of_tap, run->ow, run->count, columns + filled);
+            const row_window window = row_window_of(p, io, kw * p->dilation_w, run->ow, run->count);
+            gather_row(p, io, row, &window, columns + filled);
             filled += run->count;
         }
         while (filled % NR) columns[filled++] = 0;
@@ -161,8 +161,10 @@ INLINE void gemm_tile_of_rows(int64_t mr, const int nv, int64_t kc, const real *
     switch (mr) {
         TILE_ROWS(1)
         TILE_ROWS(2)
-        TILE_ROWS(3) TILE_ROWS(4) TILE_ROWS(5) TILE_ROWS(6) TILE_ROWS(7) TILE_ROWS(8) TILE_ROWS(9) TILE_ROWS(10)
-            TILE_ROWS(11) TILE_ROWS(12) TILE_ROWS(13) TILE_ROWS(14)
+        TILE_ROWS(3)
+        TILE_ROWS(4)
+        TILE_ROWS(5) TILE_ROWS(6) TILE_ROWS(7) TILE_ROWS(8) TILE_ROWS(9) TILE_ROWS(10) TILE_ROWS(11) TILE_ROWS(12)
+            TILE_ROWS(13) TILE_ROWS(14)
     }
 }
 
