@@ -1,7 +1,7 @@
 """What the tests share: a plain convolution that knows nothing of pyconv, its error bound, problems, array layouts.
 
-The oracle pads the input with `numpy.pad`, walks over the kernel's taps and adds up products in a precision in which the
-error does not count: float64 for float32 data (products are exact there), a compensated sum of exact products for
+The oracle pads the input with `numpy.pad`, walks over the kernel's taps and adds up products in a precision in which
+the error does not count: float64 for float32 data (products are exact there), a compensated sum of exact products for
 float64 data. Beside each result it gives the sum of the terms' magnitudes, which the error bound is a multiple of.
 """
 
@@ -89,7 +89,7 @@ class _Sum:
 
 
 def convolve(x, w, bias=None, stride=1, padding=0, dilation=1, groups=1, padding_mode="zeros"):
-    """Cross-correlation of x (N, C, ...) or (C, ...) with w (K, C/groups, ...), and the sum of its terms' magnitudes."""
+    """Cross-correlation of x (N, C, ...) or (C, ...) with w (K, C/groups, ...), and its terms' magnitudes, summed."""
     nd, kernel = w.ndim - 2, w.shape[2:]
     batch = x if x.ndim == nd + 2 else x[None]
     stride, dilation = per_axis(stride, nd), per_axis(dilation, nd)
@@ -136,8 +136,8 @@ class Case:
     def __repr__(self):
         named = ("stride", "padding", "dilation", "groups", "padding_mode", "seed")
         return (
-            f"x {self.x.dtype} {self.x.shape} strides {self.x.strides}, w {self.w.shape}, bias {self.bias is not None}, "
-            + ", ".join(f"{name}={getattr(self, name)!r}" for name in named)
+            f"x {self.x.dtype} {self.x.shape} strides {self.x.strides}, w {self.w.shape}, "
+            f"bias {self.bias is not None}, " + ", ".join(f"{name}={getattr(self, name)!r}" for name in named)
         )
 
     def run(self, **extra):

@@ -10,7 +10,7 @@ import tracemalloc
 
 import numpy as np
 import pytest
-from oracle import _core, CONV, MODULE, Case, check, convolve, make_case
+from oracle import CONV, MODULE, Case, _core, check, convolve, make_case
 
 import pyconv
 from pyconv import config
@@ -357,14 +357,14 @@ def test_settings():
         with pytest.raises(TypeError, match="set_num_threads: argument 'num_threads'"):
             pyconv.set_num_threads(value)
     for value in ("", "FAST", "exakt", 1, None, True, ["fast"]):
-        with pytest.raises(REFUSED, match="set_accuracy: argument 'accuracy' must be 'fast' or 'exact'"):
+        with pytest.raises(REFUSED, match="set_accuracy: argument 'accuracy' .*'fast'.*'exact'"):
             pyconv.set_accuracy(value)
 
 
 ENVIRONMENT = [
     ("PYCONV_ISA", ("avx1024", "sse", "x86-64", "'", "avx2,sse2", "\N{SNOWMAN}"), "reference" if _core is None else ""),
     ("PYCONV_NUM_THREADS", ("0", "-1", "two", "1.5", "99999999999999999999", "1,2", "\N{SUPERSCRIPT TWO}"), "1 to"),
-    ("PYCONV_ACCURACY", ("slow", "fastest", "0", "exact!"), "'fast' or 'exact'"),
+    ("PYCONV_ACCURACY", ("slow", "fastest", "0", "exact!"), "'exact'"),
 ]
 
 

@@ -128,9 +128,9 @@ def test_error_bound_on_zero_mean_data(accuracy, data):
 @pytest.mark.parametrize("accuracy", ACCURACIES)
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_error_bound_on_long_sums(dtype, accuracy):
-    """Tens of thousands of terms: a sum in one piece would miss the bound on data of one sign."""
+    """Over ten thousand terms: a sum in one piece would miss the bound on data of one sign."""
     rng = np.random.default_rng(2)
-    case = make_case(rng, (1, 1200, 9, 9), (6, 1200, 5, 5), dtype)
+    case = make_case(rng, (1, 1300, 6, 7), (5, 1300, 3, 3), dtype)
     check(case.run(accuracy=accuracy), case, accuracy)
     case = case.with_arrays(x=np.abs(case.x), w=np.abs(case.w))
     check(case.run(accuracy=accuracy), case, factor=16)

@@ -59,7 +59,7 @@ PROBLEMS = [
 ]
 
 
-@functools.lru_cache(maxsize=None)
+@functools.cache
 def problem(index, kind, data="zero mean"):
     """A problem of the list, or a random one, whose oracle is computed once for all rows."""
     dtype = np.dtype(kind).type

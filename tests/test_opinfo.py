@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from oracle import CONV, DTYPES, MODULE, build_case
+from oracle import CONV, DTYPES, MODULE, build_case, convolve
 
 with warnings.catch_warnings():  # torch's imports warn of other packages' ages
     warnings.simplefilter("ignore")
@@ -16,6 +16,7 @@ with warnings.catch_warnings():  # torch's imports warn of other packages' ages
 
 OPERATORS = {op.name: op for op in op_db if op.name in {f"nn.functional.conv{nd}d" for nd in CONV}}
 LEAST_SAMPLES = {1: 10, 2: 30, 3: 20}  # of torch 2.13; each dtype
+TOLERANCE = {torch.float32: {"rtol": 1.3e-6, "atol": 1e-5}, torch.float64: {"rtol": 1e-7, "atol": 1e-7}}  # assert_close
 FORMS = ("functional", "layer")
 
 
@@ -60,6 +61,18 @@ def layer_call(nd, x, weight, bias=None, **arguments):
     return layer.eval()(x)
 
 
+def assert_as_torch_tests(y, expected, args, kwargs):
+    """Within torch.testing's tolerance of torch's result.
+
+    Where terms cancel, torch's own rounding may exceed that: an output in a hundred may be a better sum than torch's.
+    """
+    assert y.shape == tuple(expected.shape)
+    close = torch.isclose(torch.from_numpy(y), expected, **TOLERANCE[expected.dtype]).numpy()
+    assert (~close).mean() <= 0.01, kwargs
+    exact, magnitude = convolve(*args, **kwargs)
+    assert (np.abs(y - exact) <= 4 * np.finfo(y.dtype).eps / 2 * magnitude)[~close].all(), kwargs
+
+
 @pytest.mark.parametrize("form", FORMS)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
 @pytest.mark.parametrize("nd", CONV)
@@ -69,7 +82,7 @@ def test_samples(nd, dtype, form):
         args, kwargs = call_of(sample)
         expected = torch_result(nd, (sample.input, *sample.args), sample.kwargs)
         y = CONV[nd](*args, **kwargs) if form == "functional" else layer_call(nd, *args, **kwargs)
-        torch.testing.assert_close(torch.from_numpy(y), expected.detach().contiguous(), msg=lambda m: f"{m}\n{kwargs}")
+        assert_as_torch_tests(y, expected, args, kwargs)
         ran += 1
     assert ran >= LEAST_SAMPLES[nd]
 

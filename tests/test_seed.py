@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 from oracle import Case, check, convolve, output_size
 
-import pyconv.nn as nn
-import pyconv.nn.functional as F
+from pyconv import nn
+from pyconv.nn import functional as F
 
 PRINTED_X = "[[[  0.,   1.,   2.,   3.,   4.,   5.,   6.,   7.,   8.,   9.,  10.,  11.,  12.,  13.,  14.,  15.]]]"
 PRINTED_W = "[[[ 0.1000,  0.2000,  0.3000]]]"
@@ -55,9 +55,8 @@ def test_demo_layers(arguments, size):
     layer = nn.Conv2d(*arguments[0], **arguments[1])
     y = layer(x)
     assert y.shape == (20, 33, *size)
-    case = Case(x, layer.weight, layer.bias, layer.stride, layer.padding, layer.dilation)
-    assert case.expected()[0].shape == y.shape
-    check(y, case)
+    some = [0, 7, 19]  # images that the oracle computes: it takes its time
+    check(y[some], Case(x[some], layer.weight, layer.bias, layer.stride, layer.padding, layer.dilation))
     np.testing.assert_array_equal(layer.eval()(x), y)
 
 

@@ -224,6 +224,7 @@ def test_a_forked_child_computes():
         np.testing.assert_array_equal(case.run(), expected)  # the parent goes on in parallel
 
 
+@needs_core  # NumPy's BLAS, behind the reference path, hangs when another thread forks while it multiplies
 @can_fork
 def test_a_child_forked_from_a_busy_process_computes():
     """Locks that another thread held at the fork stay locked in the child."""
@@ -267,7 +268,7 @@ def test_multiprocessing_with_spawn():
     check(y, big_case(seed))
 
 
-# -------------------------------------------------------------------------------------------- how many threads there are
+# ---------------------------------------------------------------------------------------------- how many threads
 
 
 def test_set_and_get():

@@ -43,8 +43,8 @@ static int64_t direct_elements(const direct_plan *d) {
     return d->channels * d->strip.channel_pitch + d->strip.rows * d->strip.cols * d->oc_block + offsets;
 }
 
-/* Pixels of the largest tile with v vectors. */
-INLINE int64_t direct_most_pixels(int64_t v) { return min_i64(DIRECT_ACCUMULATORS / v, DIRECT_MAX_S); }
+/* Pixels of the largest tile with v vectors (DIRECT_FITS). */
+INLINE int64_t direct_most_pixels(int64_t v) { return min_i64((VECTOR_REGISTERS - 1) / v - 1, DIRECT_MAX_S); }
 
 /* The vectors of a panel that cost the fewest cycles for rows of this length: two FMAs and two loads a cycle, four
  * cycles of latency. More vectors suit short rows: 7 columns are 4 + 3 with 3 vectors on AVX2, or one tile of 7 with 4

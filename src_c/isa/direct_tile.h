@@ -9,10 +9,10 @@
 
 #include "simd.h"
 
-/* As many accumulators as the GEMM's tile has; with one vector of weights too, no tile has more than 14 pixels. */
-#define DIRECT_ACCUMULATORS (TILE_M * TILE_V)
+/* No tile has more than 14 pixels; all have registers for S x V accumulators, V vectors of weights and a broadcast. */
 #define DIRECT_MAX_S 14
 #define DIRECT_MAX_V 4
+#define DIRECT_FITS(s, v) ((s) <= DIRECT_MAX_S && ((s) + 1) * (v) < VECTOR_REGISTERS)
 
 typedef struct direct_operands {
     int64_t depth;
@@ -53,7 +53,7 @@ INLINE void direct_tile(const int s, const int v, const direct_operands *o) {
 /* A kernel for every tile whose accumulators fit; the others don't exist. */
 #define DIRECT_CASE(s, v) \
     case 16 * v + s: \
-        if (s * v <= DIRECT_ACCUMULATORS) direct_tile(s *v <= DIRECT_ACCUMULATORS ? s : 1, v, o); \
+        if (DIRECT_FITS(s, v)) direct_tile(DIRECT_FITS(s, v) ? s : 1, v, o); \
         break;
 #define DIRECT_CASES_TO_7(v) \
     DIRECT_CASE(1, v) \

@@ -89,6 +89,16 @@ static void im2col_gemm_pack(const conv_problem *p, const void *w, void *packed,
     }
 }
 
+/* A filter of one tap over dense images is no im2col: the block's pixels of every channel, copied so that the tiles
+ * read one panel after the other from a few pages instead of a page a channel. */
+static void copy_columns(const conv_io *io, const gemm_plan *g, const real_unaligned *x, int64_t count, int64_t kc,
+                         real *columns) {
+    for (int64_t k = 0; k < kc; k++, x += io->x_stride_c, columns += g->pitch) {
+        copy_strided(columns, x, 1, count);
+        for (int64_t i = count; i % NR; i++) columns[i] = 0;
+    }
+}
+
 /* columns[k - k0][...] for the depths [k0, k0 + kc); what is beyond the last pixel is zero. */
 static void gather_columns(const conv_problem *p, const conv_io *io, const gemm_plan *g, const real_unaligned *group,
                            const pixel_run *runs, int64_t run_count, int64_t k0, int64_t kc, real *columns) {
@@ -163,8 +173,9 @@ INLINE void gemm_tile_of_rows(int64_t mr, const int nv, int64_t kc, const real *
         TILE_ROWS(2)
         TILE_ROWS(3)
         TILE_ROWS(4)
-        TILE_ROWS(5) TILE_ROWS(6) TILE_ROWS(7) TILE_ROWS(8) TILE_ROWS(9) TILE_ROWS(10) TILE_ROWS(11) TILE_ROWS(12)
-            TILE_ROWS(13) TILE_ROWS(14)
+        TILE_ROWS(5)
+        TILE_ROWS(6)
+        TILE_ROWS(7) TILE_ROWS(8) TILE_ROWS(9) TILE_ROWS(10) TILE_ROWS(11) TILE_ROWS(12) TILE_ROWS(13) TILE_ROWS(14)
     }
 }
 
@@ -247,7 +258,7 @@ static void im2col_gemm_run(const conv_problem *p, const conv_io *io, size_t tas
     pixel_run *runs = (pixel_run *)(columns + KC * g.pitch);
     int64_t *offsets = (int64_t *)(runs + g.nc);
     const int64_t run_count = split_rows(p, first, last, runs);
-    const int consecutive = output_is_dense(p, io);
+    const int consecutive = output_is_dense(p, io), dense = input_is_dense(p, io);
     if (!consecutive) pixel_offsets(io, runs, run_count, offsets);
     for (int64_t group = first_group; group < last_group; group++) {
         const real_unaligned *x = (const real_unaligned *)io->x + n * io->x_stride_n + group * p->ic * io->x_stride_c;
@@ -259,7 +270,10 @@ static void im2col_gemm_run(const conv_problem *p, const conv_io *io, size_t tas
             const int64_t kc = min_i64(chain_terms(p), g.depth - k0);
             const gemm_block block = {kc, last - first, g.pitch, columns, consecutive ? NULL : offsets};
             const gemm_output out = {y, io->y_stride_c, k0 > 0, k0 + kc == g.depth ? bias : NULL};
-            gather_columns(p, io, &g, x, runs, run_count, k0, kc, columns);
+            if (g.plane == 1 && dense)
+                copy_columns(io, &g, x + k0 * io->x_stride_c + first, last - first, kc, columns);
+            else
+                gather_columns(p, io, &g, x, runs, run_count, k0, kc, columns);
             for (int64_t m = 0; m < p->oc; m += MC)
                 gemm_block_run(&block, m, min_i64(m + MC, p->oc), weights + k0 * p->oc, out);
             k0 += kc;

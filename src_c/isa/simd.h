@@ -31,18 +31,22 @@ typedef double real;
  * hide the latency of two FMA ports (4 cycles x 2). */
 #if defined(__AVX512F__)
 #define VECTOR_BYTES 64
+#define VECTOR_REGISTERS 32
 #define TILE_M 14 /* 28 + 2 + 1 of 32 registers */
 #define TILE_V 2
 #elif defined(__AVX2__)
 #define VECTOR_BYTES 32
+#define VECTOR_REGISTERS 16
 #define TILE_M 6 /* 12 + 2 + 1 of 16 registers */
 #define TILE_V 2
 #elif defined(__aarch64__)
 #define VECTOR_BYTES 16
+#define VECTOR_REGISTERS 32
 #define TILE_M 8 /* 24 + 3 + 1 of 32 registers */
 #define TILE_V 3
 #else
 #define VECTOR_BYTES 16
+#define VECTOR_REGISTERS 16
 #define TILE_M 6 /* 12 + 2 + 1 of 16 registers; the product without FMA needs the last one */
 #define TILE_V 2
 #endif
