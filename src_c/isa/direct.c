@@ -219,10 +219,16 @@ static void direct_panel(const direct_plan *d, const direct_block *b, int64_t ve
     const int64_t tiles = ceil_div(b->cols, direct_most_pixels(d->vectors));
     const int64_t size = b->cols / tiles, larger = b->cols % tiles, pitch = d->vectors * LANES;
     direct_operands o = {k1 - k0, b->offsets + k0, NULL, weights + k0 * vectors * LANES, totals, pitch, add};
+    /* The weights that come next in memory are the next panel's: each tile fetches its share of them into L1, since
+     * they come from beyond L2 for layers of more than a few hundred channels, and the first tile would wait for them.
+     */
+    const char *next = (const char *)(weights + k1 * vectors * LANES);
+    const int64_t share = ceil_div((k1 - k0) * vectors * LANES * (int64_t)sizeof(real), b->rows * tiles * CONV_ALIGN);
     for (int64_t r = 0; r < b->rows; r++) {
         o.strip = b->strip + r * d->strip.row_step;
         for (int64_t tile = 0; tile < tiles; tile++) {
             const int64_t s = size + (tile < larger);
+            for (int64_t i = 0; i < share; i++, next += CONV_ALIGN) __builtin_prefetch(next);
             direct_tile_of(s, vectors, &o);
             o.strip += s;
             o.totals += s * pitch;
