@@ -357,7 +357,7 @@ def test_settings():
         with pytest.raises(TypeError, match="set_num_threads: argument 'num_threads'"):
             pyconv.set_num_threads(value)
     for value in ("", "FAST", "exakt", 1, None, True, ["fast"]):
-        with pytest.raises(REFUSED, match="set_accuracy: argument 'accuracy' .*'fast'.*'exact'"):
+        with pytest.raises(REFUSED, match=r"set_accuracy: argument 'accuracy' .*'fast'.*'exact'"):
             pyconv.set_accuracy(value)
 
 

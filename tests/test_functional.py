@@ -68,11 +68,14 @@ def test_any_layout(folder, case, layouts):
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("nd", DIMENSIONS)
 @pytest.mark.parametrize("layout", LAYOUTS)
-def test_each_layout_in_a_layer(folder, layout, nd, dtype):
+def test_each_layout(folder, layout, nd, dtype):
     case = small_case(nd, dtype, padding=1)
     case = case.with_arrays(x=relayout(case.x, layout, folder))
     check(case.module()(case.x), case)
     check(case.module().eval()(case.x), case)
+    case = case.with_arrays(w=relayout(case.w, layout, folder), bias=relayout(case.bias, layout, folder))
+    check(case.run(), case)
+    check(case.run(algorithm="reference"), case)
 
 
 @given(data=st.data(), nd=st.sampled_from(DIMENSIONS))
@@ -228,7 +231,7 @@ def test_a_changed_weight_is_seen(nd):
 # ------------------------------------------------------------------------------------------------------------- out=
 
 
-@pytest.mark.parametrize("layout", ["plain", "fortran", "channels_last", "reversed", "sliced", "unaligned"])
+@pytest.mark.parametrize("layout", ["plain", "fortran", "channels_last", "reversed", "sliced", "unaligned", "field"])
 @given(case=cases())
 def test_out_of_any_layout(layout, case):
     expected = case.run()

@@ -75,8 +75,10 @@ static direct_plan direct_plan_of(const conv_problem *p) {
     const int64_t row = direct_row(p, d.flat), all_rows = d.flat ? 1 : p->out_h;
     d.vectors = choose_vectors(min_i64(row, DIRECT_COLS), p->oc);
     const int64_t panel = d.vectors * LANES, panels = ceil_div(p->oc, panel);
-    d.channels = min_i64(max_i64(DIRECT_KC / d.taps, 1), max_i64(p->ic, 1));
-    d.blocks = ceil_div(max_i64(p->ic, 1), d.channels);
+    d.blocks =
+        ceil_div(p->ic, max_i64(DIRECT_KC / d.taps, 1)); /* of about the same depth: a short chain costs a pass too */
+    d.channels = ceil_div(p->ic, d.blocks);
+    d.blocks = ceil_div(p->ic, d.channels);
     /* Blocks of output channels: as few as DIRECT_OC allows, but two where one image has few tasks (small outputs with
      * enough taps that filling the strip twice does not show). */
     const int few = row * all_rows <= 256 && d.taps >= 4;

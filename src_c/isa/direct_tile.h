@@ -27,8 +27,10 @@ typedef struct direct_operands {
 INLINE void direct_tile(const int s, const int v, const direct_operands *o) {
     vec acc[DIRECT_MAX_S][DIRECT_MAX_V];
     UNROLL
-    for (int i = 0; i < s; i++) UNROLL
-    for (int j = 0; j < v; j++) acc[i][j] = vec_zero();
+    for (int i = 0; i < s; i++) {
+        UNROLL
+        for (int j = 0; j < v; j++) acc[i][j] = vec_zero();
+    }
     const real *weights = o->weights;
     for (int64_t k = 0; k < o->depth; k++, weights += v * LANES) {
         const real *pixel = o->strip + o->offsets[k];
@@ -43,10 +45,12 @@ INLINE void direct_tile(const int s, const int v, const direct_operands *o) {
         }
     }
     UNROLL
-    for (int i = 0; i < s; i++) UNROLL
-    for (int j = 0; j < v; j++) {
-        real *t = o->totals + i * o->totals_pitch + j * LANES;
-        vec_store(t, o->add ? vec_load(t) + acc[i][j] : acc[i][j]);
+    for (int i = 0; i < s; i++) {
+        UNROLL
+        for (int j = 0; j < v; j++) {
+            real *t = o->totals + i * o->totals_pitch + j * LANES;
+            vec_store(t, o->add ? vec_load(t) + acc[i][j] : acc[i][j]);
+        }
     }
 }
 
