@@ -1,5 +1,6 @@
 /* This row's algorithms in one const struct, in order of preference: the one translation unit that is compiled per row.
  * Adding an algorithm is one file and one word here. */
+#include "depthwise.c"
 #include "im2col_gemm.c"
 
 #define ALGORITHM(name) \
@@ -7,6 +8,7 @@
      name##_run}
 
 static const conv_algo algorithms[] = {
+    ALGORITHM(depthwise),
     ALGORITHM(im2col_gemm),
 };
 
