@@ -97,31 +97,36 @@ INLINE const real *tile_chunks(const int channels, const int taps, const int row
 
 INLINE void tile_store(const int channels, const int rows, const tile_job *job, int64_t column, const vec *acc) {
 #pragma GCC unroll 4
-    for (int o = 0; o < channels; o++)
+    for (int o = 0; o < channels; o++) {
+        const vec bias = job->bias ? vec_splat(job->bias[o]) : vec_zero();
+        const real *sum = job->sum + o * rows * LANES;
+        real *out = job->out + o * job->out_channel + column;
+        if (job->sum) {
 #pragma GCC unroll 32
-        for (int r = 0; r < rows; r++) {
-            real *out = job->out + o * job->out_channel + r * job->out_row + column;
-            vec sum = acc[o * rows + r];
-            if (job->sum) sum = vec_load(job->sum + (o * rows + r) * LANES) + sum;
-            if (job->bias) sum += vec_splat(job->bias[o]);
-            vec_store(out, sum);
+            for (int r = 0; r < rows; r++)
+                vec_store(out + r * job->out_row, vec_load(sum + r * LANES) + acc[o * rows + r] + bias);
+        } else {
+#pragma GCC unroll 32
+            for (int r = 0; r < rows; r++) vec_store(out + r * job->out_row, acc[o * rows + r] + bias);
         }
+    }
 }
 
-INLINE void tile_columns(const int channels, const int taps, const int rows, const tile_job *job) {
-    for (int64_t column = 0;; column = min_i64(column + job->column_step, job->last_column)) {
+INLINE void tile_columns(const int channels, const int taps, const int rows, const tile_job *of) {
+    const tile_job job = *of; /* a copy that no store can change */
+    for (int64_t column = 0;; column = min_i64(column + job.column_step, job.last_column)) {
         vec acc[ACCS];
 #pragma GCC unroll 32
         for (int r = 0; r < channels * rows; r++) acc[r] = vec_zero();
-        const real *weights = job->weights, *strip = job->strip + column;
-        for (int64_t c = 0; c < job->ic; c++, strip += job->channel) {
-            weights = tile_chunks(channels, taps, rows, job->offsets, job->whole, strip, job->lane_row, weights, acc);
+        const real *weights = job.weights, *strip = job.strip + column;
+        for (int64_t c = 0; c < job.ic; c++, strip += job.channel) {
+            weights = tile_chunks(channels, taps, rows, job.offsets, job.whole, strip, job.lane_row, weights, acc);
             if (taps > 1)
-                weights = tile_chunks(channels, taps - 1, rows, job->offsets + job->whole, job->less, strip,
-                                      job->lane_row, weights, acc);
+                weights = tile_chunks(channels, taps - 1, rows, job.offsets + job.whole, job.less, strip, job.lane_row,
+                                      weights, acc);
         }
-        tile_store(channels, rows, job, column, acc);
-        if (column == job->last_column) break;
+        tile_store(channels, rows, &job, column, acc);
+        if (column == job.last_column) break;
     }
 }
 
@@ -177,6 +182,7 @@ typedef struct depthwise_task {
     const conv_io *io;
     const strip_plan *s;
     int64_t taps, chunks, whole;
+    int64_t tile_rows, width, columns; /* accumulators of a tile, columns that it writes, columns of the block */
     const int64_t *offsets;
     real *strip, *tile;
 } depthwise_task;
@@ -233,29 +239,30 @@ static void tile_all(const depthwise_task *t, int64_t channels, tile_job *job) {
 /* rows x columns of a tile in memory to where they belong. */
 static void tile_scatter(const real *tile, int64_t pitch, int64_t rows, int64_t columns, real *y, int64_t stride_row,
                          int64_t stride_column) {
-    for (int64_t r = 0; r < rows; r++)
-        for (int64_t i = 0; i < columns; i++) y[r * stride_row + i * stride_column] = tile[r * pitch + i];
+    for (int64_t r = 0; r < rows; r++, y += stride_row, tile += pitch) {
+        if (stride_column == 1)
+            copy_run(y, tile, columns);
+        else
+            for (int64_t i = 0; i < columns; i++) y[i * stride_column] = tile[i];
+    }
 }
 
 /* Output channels [m, m + channels) of rows rows, tile_step apart (across: of one row). strip: the first row's
  * position; y: its first element in the first channel. */
-static void rows_run(const depthwise_task *t, int64_t channels, int64_t rows, int64_t columns, const real *strip,
-                     const real *weights, const real *bias, real *y) {
+static void rows_run(const depthwise_task *t, int64_t channels, int64_t rows, const real *strip, const real *weights,
+                     const real *bias, real *y) {
     const strip_plan *s = t->s;
-    const int64_t vectors = ceil_div(columns, LANES), most = tile_most_rows(channels);
-    const int64_t lanes = s->across ? ceil_div(vectors, ceil_div(vectors, most)) : rows;
-    const int64_t width = s->across ? lanes * LANES : LANES; /* columns that a tile writes */
+    const int64_t columns = t->columns, stride_w = t->io->y_stride_w, stride_row = s->tile_step * t->io->y_stride_h;
     tile_job job = {.strip = strip, .weights = weights, .offsets = t->offsets, .whole = t->whole, .bias = bias};
     job.less = t->chunks - t->whole;
     job.ic = t->p->ic;
     job.channel = s->channel;
     job.lane_row = s->lane_row;
-    job.rows = lanes;
-    const int64_t stride_row = s->tile_step * t->io->y_stride_h, stride_w = t->io->y_stride_w;
-    job.column_step = width;
-    job.last_column = max_i64(columns - width, 0);
-    const int direct = (stride_w == 1 || columns == 1) && columns >= width;
-    const int64_t pitch = max_i64(columns, width);
+    job.rows = s->across ? t->tile_rows : rows;
+    job.column_step = t->width;
+    job.last_column = max_i64(columns - t->width, 0);
+    const int direct = (stride_w == 1 || columns == 1) && columns >= t->width;
+    const int64_t pitch = max_i64(columns, t->width);
     job.out = direct ? y : t->tile;
     job.out_row = s->across ? LANES : direct ? stride_row : pitch;
     job.out_channel = direct ? t->io->y_stride_c : rows * pitch;
@@ -270,17 +277,16 @@ static void rows_run(const depthwise_task *t, int64_t channels, int64_t rows, in
 static void slice_run(const depthwise_task *t, const strip_block *b, const real *strip, const real *weights,
                       const real *bias, real *y) {
     const strip_plan *s = t->s;
-    const int64_t most = s->across ? 1 : tile_most_rows(s->channels);
-    for (int64_t class = 0; class < min_i64(s->tile_step, b->count_h); class++) {
-        const int64_t rows = ceil_div(b->count_h - class, s->tile_step), tile = ceil_div(rows, ceil_div(rows, most));
-        for (int64_t r = 0; r < rows; r += tile) {
-            const int64_t h = class + r * s->tile_step;
+    const int64_t tile = s->across ? 1 : t->tile_rows;
+    for (int64_t class = 0; class < min_i64(s->tile_step, b->count_h); class++)
+        for (int64_t h = class; h < b->count_h; h += tile * s->tile_step) {
+            const int64_t left = b->count_h - h;
+            const int64_t rows = tile * s->tile_step <= left ? tile : ceil_div(left, s->tile_step);
             for (int64_t m = 0; m < t->p->oc; m += s->channels)
-                rows_run(t, min_i64(s->channels, t->p->oc - m), min_i64(tile, rows - r), b->count_w,
-                         strip + h * s->row_size, weights + m * t->p->ic * t->taps, bias ? bias + m : NULL,
+                rows_run(t, min_i64(s->channels, t->p->oc - m), rows, strip + h * s->row_size,
+                         weights + m * t->p->ic * t->taps, bias ? bias + m : NULL,
                          y + m * t->io->y_stride_c + h * t->io->y_stride_h);
         }
-    }
 }
 
 /* A tile in memory: ROWS rows, or CHANNELS channels of fewer rows, of a block's columns or of one tile. */
@@ -290,7 +296,8 @@ static int64_t tile_elements(const strip_plan *s) {
 
 static size_t depthwise_scratch_bytes(const conv_problem *p) {
     const strip_plan s = strip_plan_of(p);
-    return (size_t)tap_count(p) * sizeof(int64_t) + (size_t)(s.size + tile_elements(&s)) * sizeof(real) + CONV_ALIGN;
+    return (size_t)tap_count(p) * sizeof(int64_t) + (size_t)(s.size + tile_elements(&s) + 2 * LANES) * sizeof(real) +
+           (size_t)(s.d.classes + s.h.classes + s.w.classes) * sizeof(strip_span);
 }
 
 static size_t depthwise_tasks(const conv_problem *p) {
@@ -298,30 +305,54 @@ static size_t depthwise_tasks(const conv_problem *p) {
     return (size_t)(p->n * s.group_blocks * s.blocks_d * s.blocks_h * s.blocks_w);
 }
 
+static strip_block strip_block_of(const conv_problem *p, const strip_plan *s, int64_t block) {
+    strip_block b;
+    b.w = block % s->blocks_w * s->w.block;
+    b.h = block / s->blocks_w % s->blocks_h * s->h.block;
+    b.d = block / s->blocks_w / s->blocks_h * s->d.block;
+    b.count_w = min_i64(s->w.block, p->out_w - b.w);
+    b.count_h = min_i64(s->h.block, p->out_h - b.h);
+    b.count_d = min_i64(s->d.block, p->out_d - b.d);
+    return b;
+}
+
+/* Equal tiles: 14 rows are two of 7, not 10 and 4. */
+static void plan_tiles(depthwise_task *t, const strip_block *b) {
+    const int64_t most = tile_most_rows(t->s->channels);
+    const int64_t all = t->s->across ? ceil_div(b->count_w, LANES) : ceil_div(b->count_h, t->s->tile_step);
+    t->tile_rows = ceil_div(all, ceil_div(all, most));
+    t->width = (t->s->across ? t->tile_rows : 1) * LANES;
+    t->columns = b->count_w;
+}
+
 static void depthwise_run(const conv_problem *p, const conv_io *io, size_t task, void *scratch) {
     const strip_plan s = strip_plan_of(p);
-    int64_t rest = (int64_t)task;
-    strip_block b;
-    b.w = rest % s.blocks_w * s.w.block, rest /= s.blocks_w;
-    b.h = rest % s.blocks_h * s.h.block, rest /= s.blocks_h;
-    b.d = rest % s.blocks_d * s.d.block, rest /= s.blocks_d;
-    b.count_w = min_i64(s.w.block, p->out_w - b.w);
-    b.count_h = min_i64(s.h.block, p->out_h - b.h);
-    b.count_d = min_i64(s.d.block, p->out_d - b.d);
+    const int64_t blocks = s.blocks_d * s.blocks_h * s.blocks_w, rest = (int64_t)task / blocks;
     const int64_t first = rest % s.group_blocks * s.groups_per_task, n = rest / s.group_blocks;
+    const strip_block b = strip_block_of(p, &s, (int64_t)task % blocks);
     real *strip = scratch, *tile = strip + ceil_div(s.size, LANES) * LANES;
     int64_t *offsets = (int64_t *)(tile + ceil_div(tile_elements(&s), LANES) * LANES);
+    strip_span *spans = (strip_span *)(offsets + tap_count(p));
     offset_context context = {p, &s, offsets, 0, 0};
     visit_chunks(p, &s, offset_of_chunk, &context);
-    const depthwise_task t = {p, io, &s, tap_count(p), context.count, context.whole, offsets, strip, tile};
+    depthwise_task t = {p, io, &s, tap_count(p), context.count, context.whole, 0, 0, 0, offsets, strip, tile};
+    plan_tiles(&t, &b);
+    strip_spans(p, &s, &b, spans);
+    const int zeros = p->pad_mode == CONV_PAD_ZEROS;
+    if (zeros) memset(strip, 0, (size_t)s.size * sizeof(real)); /* once for all groups */
     for (int64_t g = first; g < min_i64(first + s.groups_per_task, p->groups); g++) {
         const real_unaligned *x = (const real_unaligned *)io->x + n * io->x_stride_n + g * p->ic * io->x_stride_c;
+        for (int64_t c = 0; c < p->ic; c++) {
+            if (zeros)
+                strip_copy_channel(io, &s, spans, x + c * io->x_stride_c, strip + c * s.channel);
+            else
+                strip_gather_channel(p, io, &s, &b, x + c * io->x_stride_c, strip + c * s.channel);
+        }
         const real *weights = (const real *)io->packed + g * p->oc * p->ic * t.taps;
-        for (int64_t c = 0; c < p->ic; c++)
-            strip_fill_channel(p, io, &s, &b, x + c * io->x_stride_c, strip + c * s.channel);
+        const real *bias = io->bias ? (const real *)io->bias + g * p->oc : NULL;
+        real *y = (real *)io->y + n * io->y_stride_n + g * p->oc * io->y_stride_c + b.d * io->y_stride_d +
+                  b.h * io->y_stride_h + b.w * io->y_stride_w;
         for (int64_t d = 0; d < b.count_d; d++)
-            slice_run(&t, &b, strip + d * s.slice, weights, io->bias ? (const real *)io->bias + g * p->oc : NULL,
-                      (real *)io->y + n * io->y_stride_n + g * p->oc * io->y_stride_c + (b.d + d) * io->y_stride_d +
-                          b.h * io->y_stride_h + b.w * io->y_stride_w);
+            slice_run(&t, &b, strip + d * s.slice, weights, bias, y + d * io->y_stride_d);
     }
 }

@@ -10,6 +10,8 @@
 #include "../cpu.h"
 #include "im2col.h"
 
+#define LANES_OF_ROW (VECTOR_BYTES * 8 / CONV_BITS(CONV_DTYPE)) /* LANES for #if */
+
 /* The register tile: ROWS accumulators of one output channel, TAPS weights and one vector of the strip. With 16
  * registers 10 + 4 + 1 (and one for the product where there is no FMA); 8 or more accumulators hide the latency. */
 #if defined(__AVX512F__) || defined(__aarch64__)
@@ -23,6 +25,46 @@ enum { CHANNELS = 4, ACCS = CHANNEL_ACCS > ROWS ? CHANNEL_ACCS : ROWS };
 /* A block of products is summed from zero, as in im2col_gemm.c: 128 keeps the error of a long sum down. */
 enum { TERMS = 128 };
 enum { MOST_TAPS = 8192, MOST_STRIP_BYTES = 1 << 20 };
+
+#if defined(__clang__)
+#define vec_shuffle(a, b, ...) __builtin_shufflevector(a, b, __VA_ARGS__)
+#else
+typedef lane_index vec_lanes __attribute__((vector_size(VECTOR_BYTES)));
+#define vec_shuffle(a, b, ...) __builtin_shuffle(a, b, (vec_lanes){__VA_ARGS__})
+#endif
+typedef real vec_half __attribute__((vector_size(VECTOR_BYTES / 2), aligned(1), may_alias));
+
+/* The elements 0, 2, 4, ... and 1, 3, 5, ... of the 2 * LANES from src. */
+INLINE void vec_load_pairs(const real *src, vec *even, vec *odd) {
+#if VECTOR_BYTES == 32 /* shuffles across the halves are slow: let the loads do that */
+    const vec_half *q = (const vec_half *)src;
+#if LANES_OF_ROW == 8
+    const vec a = __builtin_shufflevector(q[0], q[2], 0, 1, 2, 3, 4, 5, 6, 7);
+    const vec b = __builtin_shufflevector(q[1], q[3], 0, 1, 2, 3, 4, 5, 6, 7);
+    *even = vec_shuffle(a, b, 0, 2, 8, 10, 4, 6, 12, 14);
+    *odd = vec_shuffle(a, b, 1, 3, 9, 11, 5, 7, 13, 15);
+#else
+    const vec a = __builtin_shufflevector(q[0], q[2], 0, 1, 2, 3), b = __builtin_shufflevector(q[1], q[3], 0, 1, 2, 3);
+    *even = vec_shuffle(a, b, 0, 4, 2, 6);
+    *odd = vec_shuffle(a, b, 1, 5, 3, 7);
+#endif
+#else
+    const vec a = vec_load(src), b = vec_load(src + LANES);
+#if LANES_OF_ROW == 2
+    *even = vec_shuffle(a, b, 0, 2);
+    *odd = vec_shuffle(a, b, 1, 3);
+#elif LANES_OF_ROW == 4
+    *even = vec_shuffle(a, b, 0, 2, 4, 6);
+    *odd = vec_shuffle(a, b, 1, 3, 5, 7);
+#elif LANES_OF_ROW == 8
+    *even = vec_shuffle(a, b, 0, 2, 4, 6, 8, 10, 12, 14);
+    *odd = vec_shuffle(a, b, 1, 3, 5, 7, 9, 11, 13, 15);
+#else
+    *even = vec_shuffle(a, b, 0, 2, 4, 6, 8, 10, 12, 14, 16, 18, 20, 22, 24, 26, 28, 30);
+    *odd = vec_shuffle(a, b, 1, 3, 5, 7, 9, 11, 13, 15, 17, 19, 21, 23, 25, 27, 29, 31);
+#endif
+#endif
+}
 
 typedef struct strip_axis {
     int64_t stride, dilation, pad;
@@ -176,9 +218,115 @@ typedef struct strip_block {
     int64_t d, h, w, count_d, count_h, count_w;
 } strip_block;
 
-/* One channel of the block. channel: the address of its element 0. */
-static void strip_fill_channel(const conv_problem *p, const conv_io *io, const strip_plan *s, const strip_block *b,
+/* Positions [first, last) of a class lie inside the input; the first of them reads source, the others stride apart. */
+typedef struct strip_span {
+    int64_t first, last, source;
+} strip_span;
+
+static strip_span strip_span_of(const strip_axis *a, int64_t class, int64_t output, int64_t count, int64_t extent) {
+    const int64_t start = source_index(a, class, output, 0), length = class_length(a, class, count);
+    strip_span s;
+    s.first = start >= 0 ? 0 : min_i64((-start - 1) / a->stride + 1, length);
+    s.last = start >= extent ? s.first : max_i64(min_i64((extent - 1 - start) / a->stride + 1, length), s.first);
+    s.source = source_index(a, class, output, s.first);
+    return s;
+}
+
+/* All classes of d, then of h, then of w: they are the same for all channels. */
+static void strip_spans(const conv_problem *p, const strip_plan *s, const strip_block *b, strip_span *spans) {
+    for (int64_t c = 0; c < s->d.classes; c++) *spans++ = strip_span_of(&s->d, c, b->d, b->count_d, p->in_d);
+    for (int64_t c = 0; c < s->h.classes; c++) *spans++ = strip_span_of(&s->h, c, b->h, b->count_h, p->in_h);
+    for (int64_t c = 0; c < s->w.classes; c++) *spans++ = strip_span_of(&s->w, c, b->w, b->count_w, p->in_w);
+}
+
+/* dst[i] = src[i], i < count. Two copies that overlap in the middle instead of a loop over what remains. */
+INLINE void copy_run(real *restrict dst, const real_unaligned *restrict src, int64_t count) {
+    if (count >= LANES) {
+        for (int64_t i = 0; i < count - LANES; i += LANES) vec_store(dst + i, vec_load((const real *)src + i));
+        vec_store(dst + count - LANES, vec_load((const real *)src + count - LANES));
+    } else if (count >= LANES / 2) {
+        real low[LANES / 2], high[LANES / 2];
+        memcpy(low, (const void *)src, sizeof low);
+        memcpy(high, (const void *)(src + count - LANES / 2), sizeof high);
+        memcpy(dst, low, sizeof low);
+        memcpy(dst + count - LANES / 2, high, sizeof high);
+    } else {
+        for (int64_t i = 0; i < count; i++) dst[i] = src[i];
+    }
+}
+
+/* even[i] = src[2 * i], odd[i] = src[2 * i + 1], i < count. */
+INLINE void copy_pairs(real *restrict even, real *restrict odd, const real_unaligned *restrict src, int64_t count) {
+    if (count < LANES) {
+        for (int64_t i = 0; i < count; i++) even[i] = src[2 * i], odd[i] = src[2 * i + 1];
+        return;
+    }
+    for (int64_t i = 0;; i = min_i64(i + LANES, count - LANES)) {
+        vec a, b;
+        vec_load_pairs((const real *)src + 2 * i, &a, &b);
+        vec_store(even + i, a);
+        vec_store(odd + i, b);
+        if (i == count - LANES) break;
+    }
+}
+
+/* rows rows of count elements that lie step apart. */
+static void copy_rows(real *dst, int64_t pitch, const real_unaligned *src, int64_t src_pitch, int64_t step, int64_t rows,
+                      int64_t count) {
+    if (step == 1) {
+        for (; rows > 0; rows--, dst += pitch, src += src_pitch) copy_run(dst, src, count);
+    } else {
+        for (; rows > 0; rows--, dst += pitch, src += src_pitch)
+            for (int64_t i = 0; i < count; i++) dst[i] = src[step * i];
+    }
+}
+
+/* Two classes whose sources alternate: pairs of neighbours, and what one class has more at the ends. */
+static void copy_pair_rows(real *dst[2], int64_t pitch, const real_unaligned *src, int64_t src_pitch, int64_t rows,
+                           const strip_span w[2]) {
+    const int even = w[0].source > w[1].source; /* the class that comes first */
+    const int64_t count[2] = {w[0].last - w[0].first, w[1].last - w[1].first};
+    const int64_t pairs = min_i64(count[0], count[1]);
+    for (; rows > 0; rows--, src += src_pitch, dst[0] += pitch, dst[1] += pitch) {
+        copy_pairs(dst[even], dst[!even], src, pairs);
+        for (int c = 0; c < 2; c++)
+            for (int64_t i = pairs; i < count[c]; i++) dst[c][i] = src[2 * i + (c != even)];
+    }
+}
+
+/* The positions of one channel that lie inside the input; the others keep what they hold. */
+static void strip_copy_channel(const conv_io *io, const strip_plan *s, const strip_span *spans,
                                const real_unaligned *channel, real *dst) {
+    const strip_span *of_h = spans + s->d.classes, *w = of_h + s->h.classes;
+    const int pairs = s->w.classes == 2 && s->w.stride == 2 && io->x_stride_w == 1 && w[0].last > w[0].first &&
+                      w[1].last > w[1].first && (w[0].source - w[1].source == 1 || w[1].source - w[0].source == 1);
+    for (int64_t cd = 0; cd < s->d.classes; cd++)
+        for (int64_t i = spans[cd].first; i < spans[cd].last; i++)
+            for (int64_t ch = 0; ch < s->h.classes; ch++) {
+                const strip_span h = of_h[ch];
+                const int64_t rows = h.last - h.first; /* a stride is multiplied only where there are two */
+                const int64_t depth = spans[cd].source + (i - spans[cd].first) * s->d.stride;
+                const int64_t src_pitch = rows > 1 ? s->h.stride * io->x_stride_h : 0;
+                const real_unaligned *src = channel + depth * io->x_stride_d + h.source * io->x_stride_h;
+                real *to = dst + (cd * s->d.length + i) * s->slice + (ch * s->h.length + h.first) * s->row_size;
+                if (rows <= 0) continue;
+                if (pairs) {
+                    real *both[2] = {to + w[0].first, to + s->row + w[1].first};
+                    copy_pair_rows(both, s->row_size, src + min_i64(w[0].source, w[1].source), src_pitch, rows, w);
+                    continue;
+                }
+                for (int64_t cw = 0; cw < s->w.classes; cw++) {
+                    const int64_t count = w[cw].last - w[cw].first;
+                    if (count > 0)
+                        copy_rows(to + cw * s->row + w[cw].first, s->row_size, src + w[cw].source * io->x_stride_w,
+                                  src_pitch, count > 1 ? s->w.stride * io->x_stride_w : 1, rows, count);
+                }
+            }
+}
+
+/* The same for padding that repeats the input: every position. channel: the address of its element 0. */
+static void strip_gather_channel(const conv_problem *p, const conv_io *io, const strip_plan *s, const strip_block *b,
+                                 const real_unaligned *channel, real *dst) {
     for (int64_t cw = 0; cw < s->w.classes; cw++) {
         const tap_columns columns = tap_columns_of(p, cw);
         const int64_t count = class_length(&s->w, cw, b->count_w);
@@ -188,9 +336,7 @@ static void strip_fill_channel(const conv_problem *p, const conv_io *io, const s
                 for (int64_t ch = 0; ch < s->h.classes; ch++)
                     for (int64_t j = 0; j < class_length(&s->h, ch, b->count_h); j++) {
                         const int64_t h = pad_index(source_index(&s->h, ch, b->h, j), p->in_h, p->pad_mode);
-                        const real_unaligned *row =
-                            d < 0 || h < 0 ? NULL : channel + d * io->x_stride_d + h * io->x_stride_h;
-                        gather_row(p, io, row, columns, b->w, count,
+                        gather_row(p, io, channel + d * io->x_stride_d + h * io->x_stride_h, columns, b->w, count,
                                    dst + (cd * s->d.length + i) * s->slice + (ch * s->h.length + j) * s->row_size +
                                        cw * s->row);
                     }
