@@ -43,8 +43,8 @@ REQUIRE_CORE = WERROR or os.environ.get("PYCONV_REQUIRE_CORE", "0") not in ("", 
 # clang before 14 has it off. No link-time optimisation: it would move code of one instruction set into another's.
 C_FLAGS = "-O3 -std=gnu11 -fvisibility=hidden -ffp-contract=fast -fno-lto -Wall -Wextra".split()
 C_FLAGS += ["-Werror"] if WERROR else []
-# No loop of Cython's C is worth -O3, which takes twice the time; for a prange it copies variables that gcc cannot see to
-# be set, and clang does not know that warning.
+# No loop of Cython's C is worth -O3, which takes twice the time; for a prange it copies variables that gcc cannot see
+# to be set, and clang does not know that warning.
 CORE_FLAGS = ["-O2", "-Wno-unknown-warning-option", "-Wno-maybe-uninitialized"]
 LINK_FLAGS = ["-fno-lto"]
 if sys.platform.startswith("linux"):
@@ -127,8 +127,8 @@ class BuildCore(build_ext):
         return self.compile_one("src_c/isa/table.c", flags, macros, folder=f"{isa}_{dtype}")
 
     def compile_one(self, source, flags, macros, folder="baseline"):
-        folder = os.path.join(self.build_temp, folder)
-        (built,) = self.compiler.compile([source], folder, macros, ["src_c"], extra_postargs=flags)
+        folder = Path(self.build_temp, folder)
+        (built,) = self.compiler.compile([source], str(folder), macros, ["src_c"], extra_postargs=flags)
         return built
 
     def translate(self, pyx):

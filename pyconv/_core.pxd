@@ -42,6 +42,7 @@ cdef extern from "conv.h" nogil:
 
     size_t CONV_ALIGN
     const conv_table *conv_table_at(size_t index, const char *dtype)
+    const char *conv_isa_compiled(size_t index)
     void conv_run_task(const conv_algo *, const conv_problem *, const conv_io *, size_t task, void *scratch)
     void *conv_scratch_take(size_t bytes)
     void conv_scratch_give(void *scratch)

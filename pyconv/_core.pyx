@@ -67,6 +67,16 @@ def isas():
     return tuple(names)
 
 
+def isas_compiled():
+    """Names of all compiled instruction sets, best first, whether or not this CPU can run them."""
+    cdef size_t index = 0
+    cdef list names = []
+    while conv_isa_compiled(index) != NULL:
+        names.append(conv_isa_compiled(index).decode())
+        index += 1
+    return tuple(names)
+
+
 def algorithms(str isa, str dtype):
     """Names of one table's rows, in order of preference. dtype: 'f32' or 'f64'."""
     cdef const conv_table *table = find_table(isa, dtype)
@@ -264,9 +274,10 @@ cdef class NativePlan:
 
 cdef void set_strides(const Py_buffer *view, int rank, int itemsize, int64_t *strides) noexcept:
     """The strides n, c, d, h, w in elements; 0 for an axis that is absent or of length 1, where NumPy's mean nothing."""
-    cdef int axis, leading = view.ndim - rank  # (n, c) or (c,)
+    cdef int axis, position, leading = view.ndim - rank  # (n, c) or (c,)
     for axis in range(5):
         strides[axis] = 0
     for axis in range(view.ndim):
         if view.shape[axis] > 1:
-            strides[axis + 2 - leading if axis < leading else axis + 5 - view.ndim] = view.strides[axis] // itemsize
+            position = axis + 2 - leading if axis < leading else axis + 5 - view.ndim
+            strides[position] = view.strides[axis] // itemsize

@@ -1,8 +1,8 @@
 """What a run may use: the instruction set, threads, accuracy. The only reader of environment variables.
 
-    PYCONV_ISA           highest instruction set to use: avx512, avx2, sse2; neon; generic
-    PYCONV_NUM_THREADS   most threads of one call
-    PYCONV_ACCURACY      'fast' or 'exact'
+PYCONV_ISA           highest instruction set to use: avx512, avx2, sse2; neon; generic
+PYCONV_NUM_THREADS   most threads of one call
+PYCONV_ACCURACY      'fast' or 'exact'
 """
 
 from __future__ import annotations
@@ -11,15 +11,16 @@ import os
 import platform
 import sys
 import warnings
+from importlib import import_module
 from operator import index
 from pathlib import Path
 
 import numpy as np
 
-from .problem import fail
+from .problem import choice, fail
 
 try:
-    from . import _core as core
+    core = import_module("pyconv._core")  # "from . import" would speak of circular imports where it is missing
 except ImportError as error:
     core = None
     warnings.warn(
@@ -30,9 +31,7 @@ except ImportError as error:
     )
 else:
     if not core.OPENMP:
-        warnings.warn(
-            "pyconv was compiled without OpenMP: it computes on one thread", RuntimeWarning, stacklevel=3
-        )
+        warnings.warn("pyconv was compiled without OpenMP: it computes on one thread", RuntimeWarning, stacklevel=3)
 
 REFERENCE = "reference"
 ACCURACIES = ("fast", "exact")
@@ -42,9 +41,7 @@ MOST_THREADS = 1024
 def _choose_isa(name: str, origin: str) -> str:
     """Return the instruction set that a name stands for; the best one if it is empty."""
     available = isas_available()
-    if name and name not in available:
-        fail(ValueError, "pyconv", origin, f"must be one that this machine can run: {', '.join(available)}", name)
-    return name or available[0]
+    return choice("pyconv", origin, name, available) if name else available[0]
 
 
 def isas_available() -> tuple[str, ...]:
@@ -144,7 +141,7 @@ def set_accuracy(accuracy: str) -> None:
     'exact'
     >>> pyconv.set_accuracy("fast")
     """
-    _state["accuracy"] = _checked_accuracy("set_accuracy", "accuracy", accuracy)
+    _state["accuracy"] = choice("set_accuracy", "accuracy", accuracy, ACCURACIES)
     _state["generation"] += 1
 
 
@@ -153,17 +150,9 @@ def get_accuracy() -> str:
     return _state["accuracy"]
 
 
-def is_exact(accuracy: str | None) -> bool:
-    """Resolve the ``accuracy=`` argument of a call: None stands for :func:`get_accuracy`."""
-    if accuracy is None:
-        return _state["accuracy"] == "exact"
-    return _checked_accuracy("pyconv", "accuracy", accuracy) == "exact"
-
-
-def _checked_accuracy(function: str, argument: str, accuracy: object) -> str:
-    if accuracy not in ACCURACIES:
-        fail(ValueError, function, argument, "must be 'fast' or 'exact'", accuracy)
-    return accuracy
+def is_exact(function: str, accuracy: str | None) -> bool:
+    """Resolve the ``accuracy=`` argument of `function`: None stands for :func:`get_accuracy`."""
+    return (_state["accuracy"] if accuracy is None else choice(function, "accuracy", accuracy, ACCURACIES)) == "exact"
 
 
 def thread_limits() -> dict[str, int]:
@@ -214,19 +203,19 @@ def config() -> dict[str, object]:
 
     compiled = core is not None
     caches = core.cache_sizes() if compiled else (0, 0)
-    limits = thread_limits()
-    decided = min(limits, key=limits.get)
+    limits = [f"{name} {n}" for name, n in thread_limits().items()]
     return {
         "pyconv": __version__,
         "compiled core": core.__file__ if compiled else "missing: computing with NumPy, many times slower",
         "OpenMP": "yes" if compiled and core.OPENMP else "no: one thread",
         "CPU": (core.cpu() if compiled else "") or platform.processor() or platform.machine(),
+        "ISA compiled": ", ".join(core.isas_compiled()) if compiled else "none",
         "ISA available": ", ".join(isas_available()),
         "ISA in use": isa(),
-        "threads": get_num_threads(),
-        "thread limits": ", ".join(f"{name} {n}" for name, n in limits.items()) + f" (least: {decided})",
-        "L1 data cache": f"{caches[0] // 1024} KiB",
-        "L2 cache": f"{caches[1] // 1024} KiB",
+        "threads": get_num_threads() if compiled and core.OPENMP else "NumPy's own" if not compiled else 1,
+        "thread limits": ", ".join(limits) + "; set_num_threads overrides them",
+        "L1 data cache": f"{caches[0] // 1024} KiB" if compiled else "unknown",
+        "L2 cache": f"{caches[1] // 1024} KiB" if compiled else "unknown",
         "accuracy": get_accuracy(),
         "NumPy": np.__version__,
         "Python": platform.python_version(),
@@ -250,8 +239,8 @@ def show_config() -> None:
 
 _state: dict = {"generation": 0}
 _state["isa"] = _choose_isa(os.environ.get("PYCONV_ISA", "").strip().lower(), "PYCONV_ISA")
-_state["accuracy"] = _checked_accuracy(
-    "pyconv", "PYCONV_ACCURACY", os.environ.get("PYCONV_ACCURACY", "").strip().lower() or "fast"
+_state["accuracy"] = choice(
+    "pyconv", "PYCONV_ACCURACY", os.environ.get("PYCONV_ACCURACY", "").strip().lower() or "fast", ACCURACIES
 )
 _state["threads"] = min(*thread_limits().values(), MOST_THREADS)
 if core:

@@ -9,7 +9,7 @@ from __future__ import annotations
 from functools import lru_cache
 
 from . import config
-from .problem import ConvProblem, fail
+from .problem import ConvProblem, choice, fail
 from .reference import ReferencePlan
 
 NATIVE_DTYPES = {"float32": "f32", "float64": "f64"}
@@ -34,6 +34,8 @@ def plan_for(problem: ConvProblem, algorithm: str | None = None):
     ValueError
         If there is no such algorithm for this dtype, or it cannot compute this problem.
     """
+    if algorithm is not None:
+        choice(f"conv{problem.rank}d", "algorithm", algorithm, algorithms(problem.dtype))
     return _plan(problem, algorithm, config.isa())
 
 
@@ -42,13 +44,10 @@ def _plan(problem: ConvProblem, algorithm: str | None, isa: str):
     native = NATIVE_DTYPES.get(problem.dtype) if isa != config.REFERENCE else None
     if algorithm == config.REFERENCE or (algorithm is None and native is None):
         return ReferencePlan(problem)
-    if native is None:
-        why = "the compiled core is missing" if isa == config.REFERENCE else f"there are no kernels for {problem.dtype}"
-        fail(ValueError, f"conv{problem.rank}d", "algorithm", f"must be 'reference', since {why}", algorithm)
     try:
         return config.core.NativePlan(problem._asdict(), problem.rank, isa, native, algorithm)
     except LookupError:
-        rule = f"must be one that accepts this problem, of {', '.join(algorithms(problem.dtype))}"
+        rule = f"must accept {problem.oc} output channels per group and these sizes; im2col_gemm accepts everything"
         fail(ValueError, f"conv{problem.rank}d", "algorithm", rule, algorithm)
 
 

@@ -6,6 +6,7 @@ output shapes. After this module there are no strings, pairs, byte orders or mis
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from functools import lru_cache
 from math import prod
 from operator import index
@@ -15,6 +16,7 @@ import numpy as np
 
 PAD_MODES = {"zeros": 0, "reflect": 1, "replicate": 2, "circular": 3}
 AXES = "dhw"
+COMPILED_DTYPES = frozenset({np.dtype(np.float32), np.dtype(np.float64)})  # native byte order only
 # Positions and element counts stay far below 2**63, so that no sum or product of them overflows in C.
 LIMIT = 2**60
 
@@ -68,6 +70,14 @@ def fail(kind: type[Exception], function: str, argument: str, rule: str, got: ob
     raise kind(f"{function}: argument '{argument}' {rule}, got {text}")
 
 
+def choice(function: str, argument: str, value: Any, choices: Collection[str]) -> str:
+    """Return `value` if it is one of `choices`."""
+    if isinstance(value, str) and value in choices:
+        return value
+    rule = f"must be one of {', '.join(map(repr, choices))}"
+    fail(ValueError if isinstance(value, str) else TypeError, function, argument, rule, value)
+
+
 def per_axis(function: str, argument: str, value: Any, rank: int, least: int) -> tuple[int, ...]:
     """Return one int per spatial axis from an int, or from a sequence of `rank` ints or of one."""
     values = value if isinstance(value, (tuple, list)) else (value,)
@@ -86,13 +96,15 @@ def per_axis(function: str, argument: str, value: Any, rank: int, least: int) ->
 
 def positive_int(function: str, argument: str, value: Any) -> int:
     """Return `value` as an int of at least 1."""
-    return per_axis(function, argument, value, 1, 1)[0] if not isinstance(value, (tuple, list)) else fail(
-        TypeError, function, argument, "must be an int", value
-    )
+    if isinstance(value, (tuple, list)):
+        fail(TypeError, function, argument, "must be an int", value)
+    return per_axis(function, argument, value, 1, 1)[0]
 
 
 def as_array(function: str, argument: str, value: Any) -> np.ndarray:
     """Return `value` as a plain native array whose strides are whole elements: itself, unless that takes a copy."""
+    if type(value) is np.ndarray and value.dtype in COMPILED_DTYPES and value.flags.c_contiguous:
+        return value  # nearly always; the checks below take longer than a small convolution
     if not isinstance(value, np.ndarray):
         rule = "must be a numpy.ndarray (numpy.asarray(...) makes one)"
         fail(TypeError, function, argument, rule, value if np.isscalar(value) else type(value))
@@ -147,7 +159,7 @@ def conv_problem(
 ) -> ConvProblem:  # fmt: skip
     """Check the geometry of a convolution of arrays that :func:`check_arrays` returned.
 
-    Ints pass as they are and everything else as a tuple of ints, so that the cache behind never takes True or 1.0 for 1.
+    Ints pass as they are and everything else as a tuple of ints: the cache behind never takes True or 1.0 for 1.
     """
     if type(stride) is not int or stride < 1:
         stride = per_axis(function, "stride", stride, rank, 1)
@@ -160,10 +172,9 @@ def conv_problem(
         padding = per_axis(function, "padding", padding, rank, 0)
     if type(groups) is not int or groups < 1:
         groups = positive_int(function, "groups", groups)
-    if padding_mode not in PAD_MODES:
-        fail(ValueError, function, "padding_mode", f"must be one of {', '.join(map(repr, PAD_MODES))}", padding_mode)
+    choice(function, "padding_mode", padding_mode, PAD_MODES)
     return _geometry(
-        function, rank, x.shape, weight.shape, x.dtype.name, stride, padding, dilation, groups, padding_mode, exact
+        function, rank, x.shape, weight.shape, x.dtype, stride, padding, dilation, groups, padding_mode, exact
     )
 
 
@@ -185,22 +196,22 @@ def _geometry(
         fail(ValueError, function, "padding", "cannot be 'same' with a stride other than 1", f"stride {stride}")
     pads = [pads_of(padding, axis, kernel[axis], dilations[axis]) for axis in range(rank)]
     out = [
-        output_extent(function, padding_mode, size[a], kernel[a], strides[a], dilations[a], pads[a]) for a in range(rank)
+        output_extent(function, padding_mode, size[a], kernel[a], strides[a], dilations[a], pads[a])
+        for a in range(rank)
     ]
     if out_channels * prod(out) * max(n, 1) >= LIMIT:
         fail(ValueError, function, "padding", "makes the output larger than any memory", f"output size {tuple(out)}")
     fields = {"n": n, "groups": groups, "ic": ic, "oc": out_channels // groups}
-    for a, axis in enumerate(AXES):
-        a -= 3 - rank  # the leading axes of a lower rank have extents of 1
-        real = a >= 0
-        fields[f"in_{axis}"] = size[a] if real else 1
-        fields[f"out_{axis}"] = out[a] if real else 1
-        fields[f"kernel_{axis}"] = kernel[a] if real else 1
+    for axis, letter in enumerate(AXES, start=rank - 3):
+        real = axis >= 0  # the leading axes of a lower rank have extents of 1
+        fields[f"in_{letter}"] = size[axis] if real else 1
+        fields[f"out_{letter}"] = out[axis] if real else 1
+        fields[f"kernel_{letter}"] = kernel[axis] if real else 1
         # What a stride or a dilation steps over does not exist where there is one position only.
-        fields[f"stride_{axis}"] = strides[a] if real and out[a] > 1 else 1
-        fields[f"dilation_{axis}"] = dilations[a] if real and kernel[a] > 1 else 1
-        fields[f"pad_{axis}"] = pads[a][0] if real else 0
-    return ConvProblem(**fields, pad_mode=PAD_MODES[padding_mode], exact=int(exact), rank=rank, dtype=dtype)
+        fields[f"stride_{letter}"] = strides[axis] if real and out[axis] > 1 else 1
+        fields[f"dilation_{letter}"] = dilations[axis] if real and kernel[axis] > 1 else 1
+        fields[f"pad_{letter}"] = pads[axis][0] if real else 0
+    return ConvProblem(**fields, pad_mode=PAD_MODES[padding_mode], exact=int(exact), rank=rank, dtype=dtype.name)
 
 
 def check_channels(function: str, groups: int, channels: int, out_channels: int, ic: int) -> None:

@@ -1,6 +1,7 @@
 """NumPy twin of the kernels: serves where the compiled core cannot, and says most plainly what they compute.
 
-    y[n, g, m, p] = bias[g, m] + sum over taps k and channels c of w[g, m, c, k] * x[n, g, c, p * stride - pad + k * dilation]
+    y[n, g, m, p] = bias[g, m]
+                    + sum over taps k and channels c of w[g, m, c, k] * x[n, g, c, p * stride - pad + k * dilation]
 
 One matrix product per filter tap; float32 and float16 are summed in float64 and float32 and rounded once.
 """
@@ -44,7 +45,7 @@ class ReferencePlan:
         with np.errstate(all="ignore"):  # Inf * 0 is NaN, as in the kernels; a warning would be one path's alone
             for tap in product(range(p.kernel_d), range(p.kernel_h), range(p.kernel_w)):
                 columns = self.columns(x, tap).astype(self.accumulator)
-                total += w[tap] @ columns.reshape(p.n, p.groups, p.ic, -1)
+                total += w[tap] @ columns.reshape(p.n, p.groups, p.ic, total.shape[-1])
             if bias is not None:
                 total += bias.reshape(p.groups, p.oc, 1)
             y[...] = total.reshape(y.shape).astype(y.dtype)

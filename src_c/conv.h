@@ -64,13 +64,16 @@ typedef struct conv_table {
 /* The rows that this CPU and operating system can run, best first; NULL after the last. dtype: "f32", "f64". */
 const conv_table *conv_table_at(size_t index, const char *dtype);
 
+/* The names of all rows that were compiled, best first; NULL after the last. */
+const char *conv_isa_compiled(size_t index);
+
 /* run.c: what surrounds every task. */
 #define CONV_ALIGN 64 /* a cache line, and the widest vector */
 
 void conv_run_task(const conv_algo *, const conv_problem *, const conv_io *, size_t task, void *scratch);
 void *conv_scratch_take(size_t bytes); /* aligned to CONV_ALIGN; NULL when there is no memory */
 void conv_scratch_give(void *scratch);
-int conv_watch_forks(void);    /* once, at import; nonzero: this system cannot tell */
+int conv_watch_forks(void);     /* once, at import; nonzero: this system cannot tell */
 int conv_in_forked_child(void); /* OpenMP's threads did not survive the fork: compute serially */
 
 #endif

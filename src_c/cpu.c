@@ -34,11 +34,12 @@ cpu_features cpu_read_features(void) {
 /* A row built for a level may use every instruction of it, not only the vector ones: all bits are asked for. The
  * levels are those of the x86-64 psABI; bit positions from Intel's SDM volume 2, CPUID. */
 unsigned cpu_levels(const cpu_features *f) {
-    const uint32_t v2_leaf1 = 1u << 0 | 1u << 9 | 1u << 13 | 1u << 19 | 1u << 20 | 1u << 23; /* SSE3..SSE4.2, CX16, POPCNT */
-    const uint32_t v3_leaf1 = 1u << 12 | 1u << 22 | 1u << 27 | 1u << 28 | 1u << 29;          /* FMA MOVBE OSXSAVE AVX F16C */
-    const uint32_t v3_leaf7 = 1u << 3 | 1u << 5 | 1u << 8;                                   /* BMI1 AVX2 BMI2 */
-    const uint32_t v3_extended = 1u << 0 | 1u << 5;                                          /* LAHF LZCNT */
-    const uint32_t v4_leaf7 = 1u << 16 | 1u << 17 | 1u << 28 | 1u << 30 | 1u << 31;          /* AVX512 F DQ CD BW VL */
+    const uint32_t v2_leaf1 =
+        1u << 0 | 1u << 9 | 1u << 13 | 1u << 19 | 1u << 20 | 1u << 23;              /* SSE3..SSE4.2, CX16, POPCNT */
+    const uint32_t v3_leaf1 = 1u << 12 | 1u << 22 | 1u << 27 | 1u << 28 | 1u << 29; /* FMA MOVBE OSXSAVE AVX F16C */
+    const uint32_t v3_leaf7 = 1u << 3 | 1u << 5 | 1u << 8;                          /* BMI1 AVX2 BMI2 */
+    const uint32_t v3_extended = 1u << 0 | 1u << 5;                                 /* LAHF LZCNT */
+    const uint32_t v4_leaf7 = 1u << 16 | 1u << 17 | 1u << 28 | 1u << 30 | 1u << 31; /* AVX512 F DQ CD BW VL */
     const uint64_t ymm_state = 0x6, zmm_state = 0xe6; /* XMM, YMM; and opmask, ZMM0-15 upper halves, ZMM16-31 */
     const uint32_t leaf1 = v2_leaf1 | v3_leaf1;
     unsigned levels = CPU_BASELINE;
@@ -128,4 +129,8 @@ const conv_table *conv_table_at(size_t index, const char *dtype) {
         if (index-- == 0) return strcmp(dtype, "f32") == 0 ? rows[i].f32 : rows[i].f64;
     }
     return NULL;
+}
+
+const char *conv_isa_compiled(size_t index) {
+    return index < sizeof rows / sizeof rows[0] ? rows[index].f32->isa : NULL;
 }

@@ -17,7 +17,7 @@ def convnd(
 ):  # fmt: skip
     """Compute what conv1d, conv2d and conv3d document; `function` names the caller in messages."""
     x, weight, bias = check_arrays(function, rank, input, weight, bias)
-    exact = config.is_exact(accuracy)
+    exact = config.is_exact(function, accuracy)
     problem = conv_problem(function, rank, x, weight, stride, padding, dilation, groups, padding_mode, exact)
     plan = plan_for(problem, algorithm)
     shape = problem.output_shape if x.ndim == rank + 2 else problem.output_shape[1:]
@@ -42,7 +42,9 @@ def can_write_directly(out, arguments) -> bool:
     return not any(np.may_share_memory(out, a) for a in arguments if a is not None)
 
 
-def conv1d(input, weight, bias=None, stride=1, padding=0, dilation=1, groups=1, *, out=None, algorithm=None, accuracy=None):
+def conv1d(
+    input, weight, bias=None, stride=1, padding=0, dilation=1, groups=1, *, out=None, algorithm=None, accuracy=None
+):
     """Apply a 1-D convolution (cross-correlation) over an input of several channels.
 
     Parameters
@@ -104,7 +106,9 @@ def conv1d(input, weight, bias=None, stride=1, padding=0, dilation=1, groups=1, 
     )  # fmt: skip
 
 
-def conv2d(input, weight, bias=None, stride=1, padding=0, dilation=1, groups=1, *, out=None, algorithm=None, accuracy=None):
+def conv2d(
+    input, weight, bias=None, stride=1, padding=0, dilation=1, groups=1, *, out=None, algorithm=None, accuracy=None
+):
     """Apply a 2-D convolution (cross-correlation) over an input of several channels.
 
     Parameters
@@ -166,7 +170,9 @@ def conv2d(input, weight, bias=None, stride=1, padding=0, dilation=1, groups=1, 
     )  # fmt: skip
 
 
-def conv3d(input, weight, bias=None, stride=1, padding=0, dilation=1, groups=1, *, out=None, algorithm=None, accuracy=None):
+def conv3d(
+    input, weight, bias=None, stride=1, padding=0, dilation=1, groups=1, *, out=None, algorithm=None, accuracy=None
+):
     """Apply a 3-D convolution (cross-correlation) over an input of several channels.
 
     Parameters

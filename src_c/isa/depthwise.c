@@ -3,37 +3,39 @@
  *     y[m, pixels] = bias[m] + sum over (c, taps) of w[m, c, tap] * strip[c][pixels + offset of the tap]
  *
  * for each task (image, block of groups, block of outputs):   one thread
- *   for each group:                                           strip gathered from x: L1
- *     for each tile of ROWS vectors (in rows, or along one):  and each output channel
- *       for each channel, for each chunk of up to TAPS taps:  weights in registers
- *         for each vector of the strip:                       one load, used by up to TAPS accumulators
+ *   for each group:                                           strip copied from x: L1
+ *     for each output channel, for each tile of vectors:      accumulators in rows, or along a row
+ *       for each channel, for each chunk of up to 4 taps:     weights in registers
+ *         for each vector of the strip:                       one load, used by up to 4 accumulators
  *
- * Taps in consecutive rows of a class (depthwise.h) read the same vectors for consecutive rows of outputs, so a tile
- * of R rows and K taps loads R + K - 1 vectors for R * K multiply-adds; in one dimension taps a vector apart do.
- * Tails: the last vector of a row ends with the row and overlaps the one before; rows narrower than a tile, and
- * outputs that are not consecutive, go through a tile in memory. Every output is summed in the same order.
+ * Taps in consecutive rows of a class (depthwise_strip.h) read the same vectors for consecutive rows of outputs, so a
+ * tile of R rows and K taps loads R + K - 1 vectors for R * K multiply-adds; in one dimension taps a vector apart do.
+ * What needs no padding is read from x where it lies. Tails: the last vector of a row ends with the row and overlaps
+ * the one before; rows narrower than a tile, and outputs that are not consecutive, go through a tile in memory. Every
+ * output is summed in the same order.
  * Zhang, Franchetti and Low, "High performance zero-memory overhead direct convolutions", ICML 2018; Zhang, Lo and Lu,
  * "High performance depthwise and pointwise convolutions on mobile devices", AAAI 2020. */
-#include "depthwise.h"
+#include "depthwise_copy.h"
+#include "depthwise_tile.h"
 
 static int depthwise_accepts(const conv_problem *p) {
-    if (p->ic < 1 || p->ic > 16 || p->oc < 1 || p->oc > 16 || p->kernel_w > 2048 || p->kernel_h > 2048) return 0;
-    if (p->kernel_d > 64 || p->kernel_d * p->kernel_h * p->kernel_w > MOST_TAPS) return 0;
+    if (p->ic < 1 || p->ic > 16 || p->oc < 1 || p->oc > 16 || p->kernel_d > 64) return 0;
+    if (p->kernel_h > 2048 || p->kernel_w > 2048 || p->kernel_d * p->kernel_h * p->kernel_w > 8192) return 0;
     if (p->out_d < 1 || p->out_h < 1 || p->out_w < 1) return 0;
-    return strip_plan_of(p).size * (int64_t)sizeof(real) <= MOST_STRIP_BYTES;
+    return dw_plan_of(p).size * (int64_t)sizeof(real) <= DW_MOST_BYTES;
 }
 
-INLINE int64_t tap_count(const conv_problem *p) { return p->kernel_d * p->kernel_h * p->kernel_w; }
+INLINE int64_t dw_taps(const conv_problem *p) { return p->kernel_d * p->kernel_h * p->kernel_w; }
 
 static size_t depthwise_packed_bytes(const conv_problem *p) {
-    return (size_t)(p->groups * p->oc * p->ic * tap_count(p)) * sizeof(real);
+    return (size_t)(p->groups * p->oc * p->ic * dw_taps(p)) * sizeof(real);
 }
 
 enum { GROUPS_PER_PACK = 64 };
 
 static size_t depthwise_pack_tasks(const conv_problem *p) { return (size_t)ceil_div(p->groups, GROUPS_PER_PACK); }
 
-/* Packed: for each group, for each block of channels, for each input channel, for each chunk: [tap][channel]. */
+/* Packed: for each group, for each tile of output channels, for each input channel, for each chunk: [tap][channel]. */
 typedef struct pack_context {
     const real *src;
     real *dst;
@@ -48,8 +50,8 @@ static void pack_chunk(void *context, int64_t tap, int64_t taps) {
 }
 
 static void depthwise_pack(const conv_problem *p, const void *w, void *packed, size_t task) {
-    const strip_plan s = strip_plan_of(p);
-    const int64_t taps = tap_count(p), first = (int64_t)task * GROUPS_PER_PACK * p->oc;
+    const dw_plan s = dw_plan_of(p);
+    const int64_t taps = dw_taps(p), first = (int64_t)task * GROUPS_PER_PACK * p->oc;
     const int64_t last = min_i64(first + GROUPS_PER_PACK * p->oc, p->groups * p->oc);
     pack_context context = {NULL, (real *)packed + first * p->ic * taps, s.chunk_stride, 0, p->ic * taps};
     if (!s.across) context.tap_stride *= p->kernel_w;
@@ -57,143 +59,87 @@ static void depthwise_pack(const conv_problem *p, const void *w, void *packed, s
         context.channels = min_i64(s.channels, p->oc - m % p->oc);
         for (int64_t c = 0; c < p->ic; c++) {
             context.src = (const real *)w + (m * p->ic + c) * taps;
-            visit_chunks(p, &s, pack_chunk, &context);
+            dw_visit_chunks(p, &s, pack_chunk, &context);
         }
     }
 }
 
-/* What a tile multiplies and where it goes: vectors column_step apart, the last at last_column. */
-typedef struct tile_job {
-    const real *strip, *weights;
-    const int64_t *offsets; /* of the chunks: whole of them have all the taps, then less of them have one less */
-    int64_t whole, less, ic, channel, lane_row;
-    int64_t rows, column_step, last_column;
-    real *out;
-    int64_t out_row, out_channel;
-    const real *sum;  /* of the terms before these, [channel][row][LANES], or NULL */
-    const real *bias; /* of the tile's first channel at the last terms, else NULL */
-} tile_job;
+/* Where a block's vectors are read: the strip, or x itself. */
+typedef struct dw_source {
+    const real *base;           /* what the block's first output reads through the first tap, channel 0 of a group */
+    int64_t row, slice, channel; /* from one output row, output depth, channel to the next */
+    int64_t *offsets;           /* of the chunks' first taps */
+} dw_source;
 
-/* acc[o][r] += weights[k][o] * vector r + k of the strip, for the chunks of one input channel. */
-INLINE const real *tile_chunks(const int channels, const int taps, const int rows, const int64_t *offsets,
-                               int64_t count, const real *strip, int64_t lane_row, const real *weights, vec *acc) {
-    for (int64_t s = 0; s < count; s++, weights += taps * channels) {
-        const real *x = strip + offsets[s];
-        vec w[TAPS * CHANNELS];
-#pragma GCC unroll 16
-        for (int k = 0; k < taps * channels; k++) w[k] = vec_splat(weights[k]);
-#pragma GCC unroll 32
-        for (int i = 0; i < rows + taps - 1; i++) {
-            const vec v = vec_load(x + i * lane_row);
-#pragma GCC unroll 4
-            for (int k = 0; k < taps; k++)
-#pragma GCC unroll 4
-                for (int o = 0; o < channels; o++)
-                    if (i >= k && i - k < rows) acc[o * rows + i - k] += w[k * channels + o] * v;
-        }
-    }
-    return weights;
-}
-
-INLINE void tile_store(const int channels, const int rows, const tile_job *job, int64_t column, const vec *acc) {
-#pragma GCC unroll 4
-    for (int o = 0; o < channels; o++) {
-        const vec bias = job->bias ? vec_splat(job->bias[o]) : vec_zero();
-        const real *sum = job->sum + o * rows * LANES;
-        real *out = job->out + o * job->out_channel + column;
-        if (job->sum) {
-#pragma GCC unroll 32
-            for (int r = 0; r < rows; r++)
-                vec_store(out + r * job->out_row, vec_load(sum + r * LANES) + acc[o * rows + r] + bias);
-        } else {
-#pragma GCC unroll 32
-            for (int r = 0; r < rows; r++) vec_store(out + r * job->out_row, acc[o * rows + r] + bias);
-        }
-    }
-}
-
-INLINE void tile_columns(const int channels, const int taps, const int rows, const tile_job *of) {
-    const tile_job job = *of; /* a copy that no store can change */
-    for (int64_t column = 0;; column = min_i64(column + job.column_step, job.last_column)) {
-        vec acc[ACCS];
-#pragma GCC unroll 32
-        for (int r = 0; r < channels * rows; r++) acc[r] = vec_zero();
-        const real *weights = job.weights, *strip = job.strip + column;
-        for (int64_t c = 0; c < job.ic; c++, strip += job.channel) {
-            weights = tile_chunks(channels, taps, rows, job.offsets, job.whole, strip, job.lane_row, weights, acc);
-            if (taps > 1)
-                weights = tile_chunks(channels, taps - 1, rows, job.offsets + job.whole, job.less, strip, job.lane_row,
-                                      weights, acc);
-        }
-        tile_store(channels, rows, &job, column, acc);
-        if (column == job.last_column) break;
-    }
-}
-
-#define STRIP_ROWS(r) \
-    case r: \
-        if (r <= most) tile_columns(channels, taps, r <= most ? r : 1, job); \
-        break;
-
-INLINE void tile_of_rows(const int channels, const int taps, const int most, const tile_job *job) {
-    switch (job->rows) {
-        STRIP_ROWS(1) STRIP_ROWS(2) STRIP_ROWS(3) STRIP_ROWS(4) STRIP_ROWS(5) STRIP_ROWS(6) STRIP_ROWS(7)
-        STRIP_ROWS(8) STRIP_ROWS(9) STRIP_ROWS(10) STRIP_ROWS(11) STRIP_ROWS(12) STRIP_ROWS(13) STRIP_ROWS(14)
-    }
-}
-
-/* The most rows of a tile of so many channels. */
-INLINE int tile_most_rows(int64_t channels) { return channels == 1 ? ROWS : (int)(CHANNEL_ACCS / channels); }
-
-static void tile_1_1(const tile_job *job) { tile_of_rows(1, 1, tile_most_rows(1), job); }
-static void tile_1_2(const tile_job *job) { tile_of_rows(1, 2, tile_most_rows(1), job); }
-static void tile_1_3(const tile_job *job) { tile_of_rows(1, 3, tile_most_rows(1), job); }
-static void tile_1_4(const tile_job *job) { tile_of_rows(1, 4, tile_most_rows(1), job); }
-static void tile_2_1(const tile_job *job) { tile_of_rows(2, 1, tile_most_rows(2), job); }
-static void tile_3_1(const tile_job *job) { tile_of_rows(3, 1, tile_most_rows(3), job); }
-static void tile_4_1(const tile_job *job) { tile_of_rows(4, 1, tile_most_rows(4), job); }
-
-static void tile_run(int64_t channels, int64_t taps, const tile_job *job) {
-    static void (*const of_taps[TAPS])(const tile_job *) = {tile_1_1, tile_1_2, tile_1_3, tile_1_4};
-    static void (*const of_channels[CHANNELS])(const tile_job *) = {tile_1_1, tile_2_1, tile_3_1, tile_4_1};
-    (channels == 1 ? of_taps[taps - 1] : of_channels[channels - 1])(job);
-}
-
-/* The chunks' offsets in the strip, and how many have all the taps. */
-typedef struct offset_context {
+typedef struct dw_task {
     const conv_problem *p;
-    const strip_plan *s;
-    int64_t *offsets;
-    int64_t count, whole;
+    const conv_io *io;
+    const dw_plan *s;
+    dw_block_of b;
+    int64_t taps, terms, chunks, whole; /* whole: chunks that have all their taps */
+    int64_t rows, width;                /* accumulators of a tile per channel; columns that it writes */
+    int64_t inner_first, inner_last;    /* columns of tiles that are read from x */
+    int64_t spilling, all_at_once;      /* find_spilling; tiles before output channels */
+    dw_source strip, x;
+    dw_span *spans;
+    real *tile;
+} dw_task;
+
+typedef struct offset_context {
+    dw_task *t;
+    int64_t count;
 } offset_context;
 
 static void offset_of_chunk(void *context, int64_t tap, int64_t taps) {
     offset_context *c = context;
-    const int64_t plane = c->p->kernel_h * c->p->kernel_w;
-    const int64_t d = tap / plane, h = tap % plane / c->p->kernel_w, w = tap % c->p->kernel_w;
-    c->offsets[c->count++] = tap_position(&c->s->d, d) * c->s->slice + tap_position(&c->s->h, h) * c->s->row_size +
-                             tap_position(&c->s->w, w);
-    c->whole += taps == c->s->chunk;
+    dw_task *t = c->t;
+    const dw_plan *s = t->s;
+    const int64_t plane = t->p->kernel_h * t->p->kernel_w;
+    const int64_t d = tap / plane, h = tap % plane / t->p->kernel_w, w = tap % t->p->kernel_w;
+    const dw_span *of_h = t->spans + s->d.classes, *of_w = of_h + s->h.classes;
+    t->strip.offsets[c->count] = (t->spans[d % s->d.classes].base + d / s->d.classes * s->d.step) * s->slice +
+                                 (of_h[h % s->h.classes].base + h / s->h.classes * s->h.step) * s->rows +
+                                 of_w[w % s->w.classes].base + w / s->w.classes * s->w.step;
+    if (t->inner_first < t->inner_last)
+        t->x.offsets[c->count] = d * s->d.dilation * t->io->x_stride_d + h * s->h.dilation * t->io->x_stride_h +
+                                 w * s->w.dilation;
+    c->count++;
+    t->whole += taps == s->chunk;
 }
 
-/* All of a task that its tiles need. */
-typedef struct depthwise_task {
-    const conv_problem *p;
-    const conv_io *io;
-    const strip_plan *s;
-    int64_t taps, chunks, whole;
-    int64_t tile_rows, width, columns; /* accumulators of a tile, columns that it writes, columns of the block */
-    const int64_t *offsets;
-    real *strip, *tile;
-} depthwise_task;
+/* Whether all that the outputs of an axis read lies inside the input. */
+INLINE int axis_is_inside(const dw_axis *a, int64_t output, int64_t count, int64_t extent) {
+    return dw_source_index(a, 0, output, 0) >= 0 &&
+           dw_source_index(a, 0, output, count - 1) + (a->kernel - 1) * a->dilation < extent;
+}
 
-/* One tile over more than TERMS terms: blocks of whole input channels or of a part of one. */
-static void tile_terms(const depthwise_task *t, int64_t channels, const tile_job *all) {
-    real sum[ACCS * LANES] __attribute__((aligned(CONV_ALIGN)));
-    const int64_t ic = t->p->ic, at_once = max_i64(TERMS / t->taps, 1);
-    const int64_t step = t->taps <= TERMS ? t->chunks : TERMS / t->s->chunk;
+/* The columns that can be read where they lie: whole tiles along a row, or all of a block. */
+static void find_inner(dw_task *t) {
+    const dw_plan *s = t->s;
+    const conv_io *io = t->io;
+    const dw_block_of *b = &t->b;
+    t->inner_first = t->inner_last = 0;
+    if (s->w.stride != 1 || io->x_stride_w != 1 || b->count_w < t->width) return;
+    if (!axis_is_inside(&s->d, b->d, b->count_d, t->p->in_d) || !axis_is_inside(&s->h, b->h, b->count_h, t->p->in_h))
+        return;
+    const int64_t first = min_i64(max_i64(s->w.pad - b->w, 0), b->count_w), reach = (s->w.kernel - 1) * s->w.dilation;
+    const int64_t last = max_i64(min_i64(t->p->in_w + s->w.pad - reach - b->w, b->count_w), 0);
+    if (s->across) {
+        t->inner_first = ceil_div(first, t->width) * t->width;
+        t->inner_last = last == b->count_w ? last : last / t->width * t->width;
+        if (t->inner_last - t->inner_first < t->width) t->inner_first = t->inner_last = 0;
+    } else if (first == 0 && last == b->count_w && t->x.row * s->tile_step * (int64_t)sizeof(real) % 1024) {
+        t->inner_last = last; /* rows a multiple of 1 KiB apart would share few sets of L1 */
+    }
+}
+
+/* One tile over more than t->terms terms: chains of whole input channels or of a part of one (chain_terms). */
+static void tile_chains(const dw_task *t, int64_t channels, const tile_job *all) {
+    real sum[(DW_ACCS > DW_ROWS ? DW_ACCS : DW_ROWS) * LANES] __attribute__((aligned(CONV_ALIGN)));
+    const int64_t ic = t->p->ic, at_once = max_i64(t->terms / t->taps, 1);
+    const int64_t step = t->taps <= t->terms ? t->chunks : t->terms / t->s->chunk;
     tile_job job = *all;
-    job.sum = job.bias = NULL;
+    job.bias = NULL;
     job.out = sum;
     job.out_row = LANES;
     job.out_channel = job.rows * LANES;
@@ -202,7 +148,7 @@ static void tile_terms(const depthwise_task *t, int64_t channels, const tile_job
             const int64_t last = min_i64(first + step, t->chunks);
             job.ic = min_i64(at_once, ic - c);
             job.strip = all->strip + c * job.channel;
-            job.offsets = t->offsets + first;
+            job.offsets = all->offsets + first;
             job.whole = max_i64(min_i64(last, t->whole) - first, 0);
             job.less = last - first - job.whole;
             if (c + at_once >= ic && last == t->chunks) {
@@ -211,148 +157,290 @@ static void tile_terms(const depthwise_task *t, int64_t channels, const tile_job
                 job.out_channel = all->out_channel;
                 job.bias = all->bias;
             }
-            tile_run(channels, t->s->chunk, &job);
+            tile_run(channels, t->s->chunk, t->s->across, &job);
             job.sum = sum;
             job.weights += job.ic * (job.whole * t->s->chunk + job.less * (t->s->chunk - 1)) * channels;
         }
     }
 }
 
-/* All columns of a tile of rows. */
-static void tile_all(const depthwise_task *t, int64_t channels, tile_job *job) {
-    if (t->p->ic * t->taps <= TERMS) {
-        tile_run(channels, t->s->chunk, job);
+/* All tiles of a job. */
+static void tiles_run(const dw_task *t, int64_t channels, const tile_job *job) {
+    if (t->p->ic * t->taps <= t->terms) {
+        tile_run(channels, t->s->chunk, t->s->across, job);
         return;
     }
-    const real *strip = job->strip;
-    real *out = job->out;
-    const int64_t last = job->last_column;
-    job->last_column = 0;
-    for (int64_t column = 0;; column = min_i64(column + job->column_step, last)) {
-        job->strip = strip + column;
-        job->out = out + column;
-        tile_terms(t, channels, job);
-        if (column == last) break;
+    tile_job one = *job;
+    one.groups = one.tiles = 1;
+    one.first_column = one.last_column = 0;
+    for (int64_t group = 0; group < job->groups; group++) {
+        one.weights = job->weights + group * job->group_weights;
+        one.bias = job->bias ? job->bias + group * job->group_bias : NULL;
+        for (int64_t tile = 0; tile < job->tiles; tile++)
+            for (int64_t column = job->first_column;; column = min_i64(column + job->column_step, job->last_column)) {
+                one.strip = job->strip + group * job->group_strip + tile * job->tile_strip + column;
+                one.out = job->out + group * job->group_out + tile * job->tile_out + column;
+                tile_chains(t, channels, &one);
+                if (column == job->last_column) break;
+            }
     }
 }
 
-/* rows x columns of a tile in memory to where they belong. */
-static void tile_scatter(const real *tile, int64_t pitch, int64_t rows, int64_t columns, real *y, int64_t stride_row,
-                         int64_t stride_column) {
-    for (int64_t r = 0; r < rows; r++, y += stride_row, tile += pitch) {
-        if (stride_column == 1)
-            copy_run(y, tile, columns);
-        else
-            for (int64_t i = 0; i < columns; i++) y[i * stride_column] = tile[i];
-    }
-}
+/* A batch of groups at one depth of a block: what the first output reads, through the first tap of x and at the
+ * beginning of the strip, and where it goes. */
+typedef struct dw_batch_at {
+    int64_t groups;
+    const real *strip, *x, *weights, *bias;
+    real *y;
+} dw_batch_at;
 
-/* Output channels [m, m + channels) of rows rows, tile_step apart (across: of one row). strip: the first row's
- * position; y: its first element in the first channel. */
-static void rows_run(const depthwise_task *t, int64_t channels, int64_t rows, const real *strip, const real *weights,
-                     const real *bias, real *y) {
-    const strip_plan *s = t->s;
-    const int64_t columns = t->columns, stride_w = t->io->y_stride_w, stride_row = s->tile_step * t->io->y_stride_h;
-    tile_job job = {.strip = strip, .weights = weights, .offsets = t->offsets, .whole = t->whole, .bias = bias};
+/* Tiles of some output channels: from row h on, `tiles` tiles of so many accumulators. */
+typedef struct dw_rows_at {
+    int64_t m, channels, h, rows, tiles;
+} dw_rows_at;
+
+/* Where outputs go: the first, and the distances to the next row of a tile, to the next channel and group. */
+typedef struct dw_target {
+    real *first;
+    int64_t row, channel, group;
+} dw_target;
+
+/* All columns of some tiles: those that need padding from the strip, the others from x. */
+static void rows_run(const dw_task *t, const dw_batch_at *b, const dw_rows_at *at, const dw_target *target) {
+    const dw_plan *s = t->s;
+    const int64_t columns = t->b.count_w, inner = t->inner_last > 0;
+    const int64_t ends[4] = {0, inner ? t->inner_first : columns, inner ? t->inner_last : columns, columns};
+    tile_job job = {.weights = b->weights + at->m * t->p->ic * t->taps, .bias = b->bias ? b->bias + at->m : NULL};
+    job.whole = t->whole;
     job.less = t->chunks - t->whole;
     job.ic = t->p->ic;
-    job.channel = s->channel;
-    job.lane_row = s->lane_row;
-    job.rows = s->across ? t->tile_rows : rows;
+    job.rows = at->rows;
+    job.tiles = at->tiles;
+    job.groups = b->groups;
+    job.group_weights = t->p->oc * t->p->ic * t->taps;
+    job.group_bias = t->p->oc;
     job.column_step = t->width;
-    job.last_column = max_i64(columns - t->width, 0);
-    const int direct = (stride_w == 1 || columns == 1) && columns >= t->width;
-    const int64_t pitch = max_i64(columns, t->width);
-    job.out = direct ? y : t->tile;
-    job.out_row = s->across ? LANES : direct ? stride_row : pitch;
-    job.out_channel = direct ? t->io->y_stride_c : rows * pitch;
-    tile_all(t, channels, &job);
-    if (!direct)
-        for (int64_t o = 0; o < channels; o++)
-            tile_scatter(t->tile + o * job.out_channel, pitch, rows, columns, y + o * t->io->y_stride_c, stride_row,
-                         stride_w);
+    job.out = target->first;
+    job.out_row = s->across ? LANES : target->row;
+    job.out_channel = target->channel;
+    job.group_out = target->group;
+    job.tile_out = s->across ? target->row : at->rows * target->row;
+    for (int part = 0; part < 3; part++) {
+        const dw_source *source = part == 1 ? &t->x : &t->strip;
+        if (ends[part] >= ends[part + 1]) continue;
+        job.strip = (part == 1 ? b->x : b->strip) + at->h * source->row;
+        job.offsets = source->offsets;
+        job.channel = source->channel;
+        job.group_strip = t->p->ic * source->channel;
+        job.lane_row = s->tile_step * source->row;
+        job.tile_strip = s->across ? source->row : at->rows * job.lane_row;
+        job.last_column = max_i64(ends[part + 1] - t->width, 0);
+        job.first_column = min_i64(ends[part], job.last_column);
+        tiles_run(t, at->channels, &job);
+    }
 }
 
-/* One depth of one group: all tiles of rows, all output channels. */
-static void slice_run(const depthwise_task *t, const strip_block *b, const real *strip, const real *weights,
-                      const real *bias, real *y) {
-    const strip_plan *s = t->s;
-    const int64_t tile = s->across ? 1 : t->tile_rows;
-    for (int64_t class = 0; class < min_i64(s->tile_step, b->count_h); class++)
-        for (int64_t h = class; h < b->count_h; h += tile * s->tile_step) {
-            const int64_t left = b->count_h - h;
-            const int64_t rows = tile * s->tile_step <= left ? tile : ceil_div(left, s->tile_step);
-            for (int64_t m = 0; m < t->p->oc; m += s->channels)
-                rows_run(t, min_i64(s->channels, t->p->oc - m), rows, strip + h * s->row_size,
-                         weights + m * t->p->ic * t->taps, bias ? bias + m : NULL,
-                         y + m * t->io->y_stride_c + h * t->io->y_stride_h);
+/* Where y's columns are not neighbours, or fewer than a tile's: one tile of one group at a time, in memory first. */
+static void rows_run_scattered(const dw_task *t, const dw_batch_at *all, dw_rows_at at) {
+    const conv_io *io = t->io;
+    const int64_t high = t->s->across ? 1 : at.rows, pitch = max_i64(t->b.count_w, t->width), tiles = at.tiles;
+    const int64_t step = t->s->tile_step, first = at.h;
+    const dw_target in_memory = {t->tile, pitch, high * pitch, 0};
+    at.tiles = 1;
+    for (int64_t g = 0; g < all->groups; g++) {
+        const dw_batch_at one = {1, all->strip + g * t->p->ic * t->strip.channel, all->x + g * t->p->ic * t->x.channel,
+                                 all->weights + g * t->p->oc * t->p->ic * t->taps,
+                                 all->bias ? all->bias + g * t->p->oc : NULL, NULL};
+        for (int64_t i = 0; i < tiles; i++) {
+            at.h = first + i * high * step;
+            rows_run(t, &one, &at, &in_memory);
+            for (int64_t o = 0; o < at.channels; o++)
+                for (int64_t r = 0; r < high; r++) {
+                    const real *from = t->tile + (o * high + r) * pitch;
+                    real *to = all->y + (g * t->p->oc + at.m + o) * io->y_stride_c + (at.h + r * step) * io->y_stride_h;
+                    if (io->y_stride_w == 1)
+                        dw_copy_run(to, from, t->b.count_w);
+                    else
+                        for (int64_t c = 0; c < t->b.count_w; c++) to[c * io->y_stride_w] = from[c];
+                }
         }
+    }
 }
 
-/* A tile in memory: ROWS rows, or CHANNELS channels of fewer rows, of a block's columns or of one tile. */
-static int64_t tile_elements(const strip_plan *s) {
-    return (s->channels > 1 ? CHANNEL_ACCS : ROWS) * (s->across ? s->w.block + ROWS * LANES : s->w.block + LANES);
+/* Some tiles of a batch, of which the first `direct` groups may be stored as whole vectors. */
+static void rows_run_all(const dw_task *t, const dw_batch_at *b, const dw_rows_at *at, int64_t direct) {
+    dw_batch_at part = *b;
+    if (direct > 0) {
+        const dw_target y = {b->y + at->m * t->io->y_stride_c + at->h * t->io->y_stride_h,
+                             t->s->tile_step * t->io->y_stride_h, t->io->y_stride_c, t->p->oc * t->io->y_stride_c};
+        part.groups = direct;
+        rows_run(t, &part, at, &y);
+    }
+    if (direct < b->groups) {
+        part.groups = b->groups - direct;
+        part.strip += direct * t->p->ic * t->strip.channel;
+        part.x += direct * t->p->ic * t->x.channel;
+        part.weights += direct * t->p->oc * t->p->ic * t->taps;
+        part.bias += part.bias ? direct * t->p->oc : 0;
+        part.y += direct * t->p->oc * t->io->y_stride_c;
+        rows_run_scattered(t, &part, *at);
+    }
+}
+
+/* One depth of a batch of groups. left: groups of the task from the batch's first on. */
+static void batch_run(const dw_task *t, const dw_batch_at *b, int64_t left) {
+    const dw_plan *s = t->s;
+    const int64_t step = s->tile_step, high = s->across ? 1 : t->rows;
+    const int64_t direct = min_i64(max_i64(left - t->spilling, 0), b->groups);
+    const int64_t at_once = t->all_at_once ? t->b.count_h : 1;
+    for (int64_t class = 0; class < min_i64(step, t->b.count_h); class++) {
+        const int64_t all = ceil_div(t->b.count_h - class, step);
+        for (int64_t r = 0; r < all;) {
+            const int64_t tiles = min_i64((all - r) / high, at_once);
+            dw_rows_at at = {0, 0, class + r * step, s->across || tiles ? t->rows : all - r, max_i64(tiles, 1)};
+            for (; at.m < t->p->oc; at.m += at.channels) {
+                at.channels = min_i64(s->channels, t->p->oc - at.m);
+                rows_run_all(t, b, &at, direct);
+            }
+            r += tiles ? tiles * high : all - r;
+        }
+    }
+}
+
+/* A tile in memory. */
+static int64_t tile_elements(const dw_plan *s) {
+    const int64_t rows = s->across ? s->channels : max_i64(DW_ROWS, DW_ACCS);
+    return rows * (s->w.block + (s->across ? DW_ROWS : 1) * LANES);
 }
 
 static size_t depthwise_scratch_bytes(const conv_problem *p) {
-    const strip_plan s = strip_plan_of(p);
-    return (size_t)tap_count(p) * sizeof(int64_t) + (size_t)(s.size + tile_elements(&s) + 2 * LANES) * sizeof(real) +
-           (size_t)(s.d.classes + s.h.classes + s.w.classes) * sizeof(strip_span);
+    const dw_plan s = dw_plan_of(p);
+    return (size_t)(dw_taps(p) * 2) * sizeof(int64_t) + (size_t)(s.size + tile_elements(&s) + 2 * LANES) * sizeof(real) +
+           (size_t)(s.d.classes + s.h.classes + s.w.classes) * sizeof(dw_span);
 }
 
 static size_t depthwise_tasks(const conv_problem *p) {
-    const strip_plan s = strip_plan_of(p);
+    const dw_plan s = dw_plan_of(p);
     return (size_t)(p->n * s.group_blocks * s.blocks_d * s.blocks_h * s.blocks_w);
 }
 
-static strip_block strip_block_of(const conv_problem *p, const strip_plan *s, int64_t block) {
-    strip_block b;
-    b.w = block % s->blocks_w * s->w.block;
-    b.h = block / s->blocks_w % s->blocks_h * s->h.block;
-    b.d = block / s->blocks_w / s->blocks_h * s->d.block;
-    b.count_w = min_i64(s->w.block, p->out_w - b.w);
-    b.count_h = min_i64(s->h.block, p->out_h - b.h);
-    b.count_d = min_i64(s->d.block, p->out_d - b.d);
-    return b;
+/* Groups at the end of a task whose vectors must not be stored as a whole: all where columns are not neighbours; those
+ * that the last vector of a narrow row reaches beyond, where whatever it reaches into is stored later. */
+static int64_t find_spilling(const dw_task *t) {
+    const conv_problem *p = t->p;
+    const conv_io *io = t->io;
+    const dw_plan *s = t->s;
+    const int64_t plane = p->out_h * p->out_w, one_call = s->across ? p->out_h == 1 : p->out_h % t->rows == 0;
+    if (t->b.count_w >= t->width && (io->y_stride_w == 1 || p->out_w == 1)) return 0;
+    if (p->out_d > 1 || p->oc > 1 || s->tile_step > 1 || !one_call || !t->all_at_once) return p->groups;
+    if (t->b.count_h < p->out_h || t->b.count_w < p->out_w || io->y_stride_c != plane) return p->groups;
+    return is_dense(1, p->out_h, p->out_w, 0, io->y_stride_h, io->y_stride_w) ? ceil_div(t->width, plane) : p->groups;
 }
 
-/* Equal tiles: 14 rows are two of 7, not 10 and 4. */
-static void plan_tiles(depthwise_task *t, const strip_block *b) {
-    const int64_t most = tile_most_rows(t->s->channels);
-    const int64_t all = t->s->across ? ceil_div(b->count_w, LANES) : ceil_div(b->count_h, t->s->tile_step);
-    t->tile_rows = ceil_div(all, ceil_div(all, most));
-    t->width = (t->s->across ? t->tile_rows : 1) * LANES;
-    t->columns = b->count_w;
+/* The tiles of block b and where they are read. */
+static void task_block(dw_task *t, dw_block_of b) {
+    const dw_plan *s = t->s;
+    t->b = b;
+    /* Equal tiles: 14 rows are two of 7, not 10 and 4. */
+    const int64_t most = tile_most_rows(s->channels);
+    const int64_t all = s->across ? ceil_div(b.count_w, LANES) : ceil_div(b.count_h, s->tile_step);
+    t->rows = ceil_div(all, ceil_div(all, most));
+    t->width = (s->across ? t->rows : 1) * LANES;
+    /* All tiles of an output channel while the strip is in L1, else all channels of a tile. */
+    t->all_at_once = t->p->ic * s->channel * (int64_t)sizeof(real) <= cpu_cache_sizes()->l1d;
+    t->spilling = find_spilling(t);
+    t->strip.row = s->rows;
+    t->strip.slice = s->slice;
+    t->strip.channel = s->channel;
+    t->x.row = s->h.stride * t->io->x_stride_h;
+    t->x.slice = s->d.stride * t->io->x_stride_d;
+    t->x.channel = t->io->x_stride_c;
+    find_inner(t);
+    dw_spans(t->p, s, &b, t->spans);
+    offset_context context = {t, 0};
+    t->whole = 0;
+    dw_visit_chunks(t->p, s, offset_of_chunk, &context);
+    t->chunks = context.count;
+}
+
+/* The strip of so many groups: without the columns that are read from x. */
+static void fill_strip(const dw_task *t, const real_unaligned *x, int64_t group, int64_t groups, real *strip) {
+    const conv_problem *p = t->p;
+    if (p->pad_mode != CONV_PAD_ZEROS) {
+        if (t->inner_last - t->inner_first < t->b.count_w)
+            dw_gather_channels(p, t->io, t->s, t->spans, &t->b, x, groups * p->ic, strip);
+        return;
+    }
+    if (t->inner_last == 0) {
+        dw_copy_channels(p, t->io, t->s, t->spans, x, group * p->ic, groups * p->ic, strip);
+        return;
+    }
+    dw_span *w = t->spans + t->s->d.classes + t->s->h.classes; /* one class where columns are read from x */
+    const dw_span all = *w;
+    if (t->inner_first > 0) {
+        w->last = min_i64(all.last, t->inner_first + (p->kernel_w - 1) * p->dilation_w);
+        dw_copy_channels(p, t->io, t->s, t->spans, x, group * p->ic, groups * p->ic, strip);
+    }
+    if (t->inner_last < t->b.count_w) {
+        w->last = all.last;
+        w->first = max_i64(all.first, min_i64(t->inner_last, t->b.count_w - t->width));
+        w->source = all.source + w->first - all.first;
+        dw_copy_channels(p, t->io, t->s, t->spans, x, group * p->ic, groups * p->ic, strip);
+    }
+    *w = all;
+}
+
+/* Groups [first, last) of one block of one image. x, y: of the image. */
+static void block_run(const dw_task *t, const real_unaligned *x, real *y, int64_t first, int64_t last, int64_t batch,
+                      real *strip) {
+    const conv_problem *p = t->p;
+    const conv_io *io = t->io;
+    const dw_block_of *b = &t->b;
+    if (p->pad_mode == CONV_PAD_ZEROS && t->inner_last - t->inner_first < b->count_w) /* once for all groups */
+        memset(strip - LANES, 0, (size_t)dw_strip_size(t->s, min_i64(batch, last - first) * p->ic) * sizeof(real));
+    int64_t inner = 0; /* what the first output reads through the first tap */
+    if (t->inner_last > 0)
+        inner = dw_source_index(&t->s->d, 0, b->d, 0) * io->x_stride_d +
+                dw_source_index(&t->s->h, 0, b->h, 0) * io->x_stride_h + b->w - t->s->w.pad;
+    y += b->d * io->y_stride_d + b->h * io->y_stride_h + b->w * io->y_stride_w;
+    for (int64_t g = first; g < last; g += batch) {
+        const real_unaligned *from = x + g * p->ic * io->x_stride_c;
+        dw_batch_at at = {.groups = min_i64(batch, last - g), .weights = io->packed, .bias = io->bias};
+        fill_strip(t, from, g, at.groups, strip);
+        at.weights += g * p->oc * p->ic * t->taps;
+        at.bias += at.bias ? g * p->oc : 0;
+        for (int64_t d = 0; d < b->count_d; d++) {
+            at.strip = strip + d * t->s->slice;
+            at.x = (const real *)from + inner + (t->inner_last > 0 ? d * t->x.slice : 0);
+            at.y = y + g * p->oc * io->y_stride_c + d * io->y_stride_d;
+            batch_run(t, &at, last - g);
+        }
+    }
 }
 
 static void depthwise_run(const conv_problem *p, const conv_io *io, size_t task, void *scratch) {
-    const strip_plan s = strip_plan_of(p);
+    dw_plan s = dw_plan_of(p);
     const int64_t blocks = s.blocks_d * s.blocks_h * s.blocks_w, rest = (int64_t)task / blocks;
     const int64_t first = rest % s.group_blocks * s.groups_per_task, n = rest / s.group_blocks;
-    const strip_block b = strip_block_of(p, &s, (int64_t)task % blocks);
-    real *strip = scratch, *tile = strip + ceil_div(s.size, LANES) * LANES;
+    const int64_t last = min_i64(first + s.groups_per_task, p->groups), block = (int64_t)task % blocks;
+    dw_block_of b = {.w = block % s.blocks_w * s.w.block, .h = block / s.blocks_w % s.blocks_h * s.h.block};
+    b.d = block / s.blocks_w / s.blocks_h * s.d.block;
+    b.count_w = min_i64(s.w.block, p->out_w - b.w);
+    b.count_d = min_i64(s.d.block, p->out_d - b.d);
+    const int64_t end = min_i64(b.h + s.h.block, p->out_h);
+    const int channels_last = p->pad_mode == CONV_PAD_ZEROS && io->x_stride_c == 1 && io->x_stride_w != 1;
+    if (channels_last) dw_axis_resize(&s.h, s.transposed_rows);
+    dw_layout(&s);
+    real *strip = (real *)scratch + LANES, *tile = (real *)scratch + ceil_div(s.size, LANES) * LANES;
     int64_t *offsets = (int64_t *)(tile + ceil_div(tile_elements(&s), LANES) * LANES);
-    strip_span *spans = (strip_span *)(offsets + tap_count(p));
-    offset_context context = {p, &s, offsets, 0, 0};
-    visit_chunks(p, &s, offset_of_chunk, &context);
-    depthwise_task t = {p, io, &s, tap_count(p), context.count, context.whole, 0, 0, 0, offsets, strip, tile};
-    plan_tiles(&t, &b);
-    strip_spans(p, &s, &b, spans);
-    const int zeros = p->pad_mode == CONV_PAD_ZEROS;
-    if (zeros) memset(strip, 0, (size_t)s.size * sizeof(real)); /* once for all groups */
-    for (int64_t g = first; g < min_i64(first + s.groups_per_task, p->groups); g++) {
-        const real_unaligned *x = (const real_unaligned *)io->x + n * io->x_stride_n + g * p->ic * io->x_stride_c;
-        for (int64_t c = 0; c < p->ic; c++) {
-            if (zeros)
-                strip_copy_channel(io, &s, spans, x + c * io->x_stride_c, strip + c * s.channel);
-            else
-                strip_gather_channel(p, io, &s, &b, x + c * io->x_stride_c, strip + c * s.channel);
-        }
-        const real *weights = (const real *)io->packed + g * p->oc * p->ic * t.taps;
-        const real *bias = io->bias ? (const real *)io->bias + g * p->oc : NULL;
-        real *y = (real *)io->y + n * io->y_stride_n + g * p->oc * io->y_stride_c + b.d * io->y_stride_d +
-                  b.h * io->y_stride_h + b.w * io->y_stride_w;
-        for (int64_t d = 0; d < b.count_d; d++)
-            slice_run(&t, &b, strip + d * s.slice, weights, bias, y + d * io->y_stride_d);
+    dw_task t = {.p = p, .io = io, .s = &s, .taps = dw_taps(p), .terms = chain_terms(p), .tile = tile};
+    t.strip.offsets = offsets;
+    t.x.offsets = offsets + t.taps;
+    t.spans = (dw_span *)(offsets + 2 * t.taps);
+    for (; b.h < end; b.h += s.h.block) {
+        b.count_h = min_i64(s.h.block, end - b.h);
+        task_block(&t, b);
+        block_run(&t, (const real_unaligned *)io->x + n * io->x_stride_n, (real *)io->y + n * io->y_stride_n, first,
+                  last, channels_last ? s.transposed_groups : s.batch, strip);
     }
 }

@@ -4,9 +4,9 @@
  *
  * for each task (image, block of groups, block of pixels):      one thread
  *   for each group, for each depth block of KC:                 columns [KC][NC] gathered from x: L2
- *     for each panel of NR = TILE_V vectors of pixels:          columns [KC][NR]: L1
- *       for each panel of MR = TILE_M output channels:          weights [KC][MR], streamed from L2
- *         for each depth: MR x NR accumulators in registers     then y += accumulators, bias at the last block
+ *     for each block of MC output channels, then each panel of NR = TILE_V vectors of pixels:     columns [KC][NR]: L1
+ *       for each panel of MR = TILE_M output channels of the block:                            weights [KC][MR]: L2
+ *         for each depth: MR x NR accumulators in registers     then y += accumulators, bias at the last depth block
  *
  * Only one block of the im2col matrix exists at a time. Tails: output channels have a kernel for every MR, pixels go to
  * the narrowest number of vectors, and a partial vector's lanes through a tile in memory; the columns' padding is zero.
@@ -16,16 +16,17 @@
 #include "../cpu.h"
 #include "im2col.h"
 
-/* A depth block is summed from zero and then added to y: the error grows with KC + depth/KC instead of depth. For data
- * of one sign it is about 0.4 u sqrt(KC/3), so 128 keeps four sigma below 16 u (design target); 128 x NR floats are
- * 8 KiB (AVX2) or 16 KiB (AVX-512), a quarter or a third of L1. 256 measured 1 % faster on Zen 3, within noise. */
+/* Most depth of a block: one chain of terms (im2col.h). 128 x NR floats are 8 KiB (AVX2) or 16 KiB (AVX-512), a quarter
+ * or a third of L1. */
 #define KC 128
 #define NR (TILE_V * LANES)
+/* Weights [MC][KC], 96 KiB of floats with AVX2 and 112 KiB with AVX-512, stay in L2 while the panels of pixels pass. */
+#define MC (TILE_M * (TILE_M > 8 ? 16 : 32))
 #define LINE ((int64_t)(CONV_ALIGN / sizeof(real)))
 
 typedef struct gemm_plan {
-    int64_t depth, pixels, plane;              /* plane: kernel_d * kernel_h * kernel_w */
-    int64_t nc, pitch, pixel_blocks;           /* pixels of a block; distance of two rows of its columns */
+    int64_t depth, pixels, plane;    /* plane: kernel_d * kernel_h * kernel_w */
+    int64_t nc, pitch, pixel_blocks; /* pixels of a block; distance of two rows of its columns */
     int64_t groups_per_task, group_blocks;
 } gemm_plan;
 
@@ -76,10 +77,11 @@ static void im2col_gemm_pack(const conv_problem *p, const void *w, void *packed,
     const int64_t m1 = min_i64(m0 + PANELS_PER_PACK * TILE_M, p->oc);
     const real *src = (const real *)w + group * p->oc * depth;
     real *dst = (real *)packed + group * p->oc * depth;
+    const int64_t chain = chain_terms(p);
     for (int64_t m = m0; m < m1; m += TILE_M) {
         const int64_t mr = min_i64(TILE_M, p->oc - m);
-        for (int64_t k0 = 0; k0 < depth; k0 += KC) {
-            const int64_t kc = min_i64(KC, depth - k0);
+        for (int64_t k0 = 0; k0 < depth; k0 += chain) {
+            const int64_t kc = min_i64(chain, depth - k0);
             real *panel = dst + k0 * p->oc + m * kc;
             for (int64_t i = 0; i < mr; i++)
                 for (int64_t k = 0; k < kc; k++) panel[k * mr + i] = src[(m + i) * depth + k0 + k];
@@ -87,21 +89,14 @@ static void im2col_gemm_pack(const conv_problem *p, const void *w, void *packed,
     }
 }
 
-/* A piece of an output row inside a block of pixels. */
-typedef struct pixel_run {
-    int64_t od, oh, ow, count;
-} pixel_run;
-
-/* Splits the pixels [first, last) into rows; returns how many. */
-static int64_t split_rows(const conv_problem *p, int64_t first, int64_t last, pixel_run *runs) {
-    int64_t count = 0;
-    while (first < last) {
-        const int64_t row = first / p->out_w, ow = first % p->out_w;
-        const int64_t length = min_i64(p->out_w - ow, last - first);
-        runs[count++] = (pixel_run){row / p->out_h, row % p->out_h, ow, length};
-        first += length;
+/* A filter of one tap over dense images is no im2col: the block's pixels of every channel, copied so that the tiles
+ * read one panel after the other from a few pages instead of a page a channel. */
+static void copy_columns(const conv_io *io, const gemm_plan *g, const real_unaligned *x, int64_t count, int64_t kc,
+                         real *columns) {
+    for (int64_t k = 0; k < kc; k++, x += io->x_stride_c, columns += g->pitch) {
+        copy_strided(columns, x, 1, count);
+        for (int64_t i = count; i % NR; i++) columns[i] = 0;
     }
-    return count;
 }
 
 /* columns[k - k0][...] for the depths [k0, k0 + kc); what is beyond the last pixel is zero. */
@@ -111,12 +106,12 @@ static void gather_columns(const conv_problem *p, const conv_io *io, const gemm_
     int64_t kd = tap / (p->kernel_h * p->kernel_w), kh = tap / p->kernel_w % p->kernel_h, kw = tap % p->kernel_w;
     for (int64_t k = 0; k < kc; k++, columns += g->pitch) {
         const real_unaligned *channel = group + c * io->x_stride_c;
-        const tap_columns columns_of_tap = tap_columns_of(p, kw);
         int64_t filled = 0;
         for (int64_t r = 0; r < run_count; r++) {
             const pixel_run *run = &runs[r];
             const real_unaligned *row = input_row(p, io, channel, run->od, run->oh, kd, kh);
-            gather_row(p, io, row, columns_of_tap, run->ow, run->count, columns + filled);
+            const row_window window = row_window_of(p, io, kw * p->dilation_w, run->ow, run->count);
+            gather_row(p, io, row, &window, columns + filled);
             filled += run->count;
         }
         while (filled % NR) columns[filled++] = 0;
@@ -141,31 +136,29 @@ typedef struct gemm_output {
 INLINE void gemm_tile(const int mr, const int nv, int64_t kc, const real *weights, const real *columns, int64_t pitch,
                       gemm_output out) {
     vec acc[TILE_M][TILE_V];
-#pragma GCC unroll 16
-    for (int i = 0; i < mr; i++)
-#pragma GCC unroll 4
-        for (int j = 0; j < nv; j++) acc[i][j] = vec_zero();
+    UNROLL
+    for (int i = 0; i < mr; i++) UNROLL
+    for (int j = 0; j < nv; j++) acc[i][j] = vec_zero();
     for (int64_t k = 0; k < kc; k++, weights += mr, columns += pitch) {
         vec b[TILE_V];
-#pragma GCC unroll 4
+        UNROLL
         for (int j = 0; j < nv; j++) b[j] = vec_load(columns + j * LANES);
-#pragma GCC unroll 16
+        UNROLL
         for (int i = 0; i < mr; i++) {
             const vec a = vec_splat(weights[i]);
-#pragma GCC unroll 4
+            UNROLL
             for (int j = 0; j < nv; j++) acc[i][j] += a * b[j];
         }
     }
-#pragma GCC unroll 16
-    for (int i = 0; i < mr; i++)
-#pragma GCC unroll 4
-        for (int j = 0; j < nv; j++) {
-            vec sum = acc[i][j];
-            real *c = out.c + i * out.ldc + j * LANES;
-            if (out.add) sum = vec_load(c) + sum;
-            if (out.bias) sum += vec_splat(out.bias[i]);
-            vec_store(c, sum);
-        }
+    UNROLL
+    for (int i = 0; i < mr; i++) UNROLL
+    for (int j = 0; j < nv; j++) {
+        vec sum = acc[i][j];
+        real *c = out.c + i * out.ldc + j * LANES;
+        if (out.add) sum = vec_load(c) + sum;
+        if (out.bias) sum += vec_splat(out.bias[i]);
+        vec_store(c, sum);
+    }
 }
 
 #define TILE_ROWS(m) \
@@ -176,8 +169,13 @@ INLINE void gemm_tile(const int mr, const int nv, int64_t kc, const real *weight
 INLINE void gemm_tile_of_rows(int64_t mr, const int nv, int64_t kc, const real *weights, const real *columns,
                               int64_t pitch, gemm_output out) {
     switch (mr) {
-        TILE_ROWS(1) TILE_ROWS(2) TILE_ROWS(3) TILE_ROWS(4) TILE_ROWS(5) TILE_ROWS(6) TILE_ROWS(7)
-        TILE_ROWS(8) TILE_ROWS(9) TILE_ROWS(10) TILE_ROWS(11) TILE_ROWS(12) TILE_ROWS(13) TILE_ROWS(14)
+        TILE_ROWS(1)
+        TILE_ROWS(2)
+        TILE_ROWS(3)
+        TILE_ROWS(4)
+        TILE_ROWS(5)
+        TILE_ROWS(6)
+        TILE_ROWS(7) TILE_ROWS(8) TILE_ROWS(9) TILE_ROWS(10) TILE_ROWS(11) TILE_ROWS(12) TILE_ROWS(13) TILE_ROWS(14)
     }
 }
 
@@ -215,13 +213,13 @@ static void gemm_tile_scattered(int64_t mr, int64_t pixels, const gemm_block *b,
         }
 }
 
-/* One depth block: every panel of pixels times every panel of output channels. */
-static void gemm_block_run(const conv_problem *p, const gemm_block *b, const real *weights, gemm_output out) {
+/* One depth block: every panel of pixels times the panels of output channels [m0, m1). */
+static void gemm_block_run(const gemm_block *b, int64_t m0, int64_t m1, const real *weights, gemm_output out) {
     for (int64_t first = 0; first < b->pixels; first += NR) {
         const int64_t pixels = min_i64(NR, b->pixels - first);
         const int whole = b->offsets == NULL && pixels % LANES == 0;
-        for (int64_t m = 0; m < p->oc; m += TILE_M) {
-            const int64_t mr = min_i64(TILE_M, p->oc - m);
+        for (int64_t m = m0; m < m1; m += TILE_M) {
+            const int64_t mr = min_i64(TILE_M, m1 - m);
             gemm_output tile = {out.c + m * out.ldc, out.ldc, out.add, out.bias ? out.bias + m : NULL};
             if (whole) {
                 tile.c += first;
@@ -238,11 +236,6 @@ static void pixel_offsets(const conv_io *io, const pixel_run *runs, int64_t run_
     for (int64_t r = 0; r < run_count; r++)
         for (int64_t i = 0; i < runs[r].count; i++)
             *offsets++ = runs[r].od * io->y_stride_d + runs[r].oh * io->y_stride_h + (runs[r].ow + i) * io->y_stride_w;
-}
-
-INLINE int pixels_are_consecutive(const conv_problem *p, const conv_io *io) {
-    return (p->out_w == 1 || io->y_stride_w == 1) && (p->out_h == 1 || io->y_stride_h == p->out_w) &&
-           (p->out_d == 1 || io->y_stride_d == p->out_h * p->out_w);
 }
 
 static size_t im2col_gemm_scratch_bytes(const conv_problem *p) {
@@ -265,7 +258,7 @@ static void im2col_gemm_run(const conv_problem *p, const conv_io *io, size_t tas
     pixel_run *runs = (pixel_run *)(columns + KC * g.pitch);
     int64_t *offsets = (int64_t *)(runs + g.nc);
     const int64_t run_count = split_rows(p, first, last, runs);
-    const int consecutive = pixels_are_consecutive(p, io);
+    const int consecutive = output_is_dense(p, io), dense = input_is_dense(p, io);
     if (!consecutive) pixel_offsets(io, runs, run_count, offsets);
     for (int64_t group = first_group; group < last_group; group++) {
         const real_unaligned *x = (const real_unaligned *)io->x + n * io->x_stride_n + group * p->ic * io->x_stride_c;
@@ -274,11 +267,15 @@ static void im2col_gemm_run(const conv_problem *p, const conv_io *io, size_t tas
         real *y = (real *)io->y + n * io->y_stride_n + group * p->oc * io->y_stride_c + (consecutive ? first : 0);
         int64_t k0 = 0;
         do { /* once even where there are no input channels: y is the bias then */
-            const int64_t kc = min_i64(KC, g.depth - k0);
+            const int64_t kc = min_i64(chain_terms(p), g.depth - k0);
             const gemm_block block = {kc, last - first, g.pitch, columns, consecutive ? NULL : offsets};
             const gemm_output out = {y, io->y_stride_c, k0 > 0, k0 + kc == g.depth ? bias : NULL};
-            gather_columns(p, io, &g, x, runs, run_count, k0, kc, columns);
-            gemm_block_run(p, &block, weights + k0 * p->oc, out);
+            if (g.plane == 1 && dense)
+                copy_columns(io, &g, x + k0 * io->x_stride_c + first, last - first, kc, columns);
+            else
+                gather_columns(p, io, &g, x, runs, run_count, k0, kc, columns);
+            for (int64_t m = 0; m < p->oc; m += MC)
+                gemm_block_run(&block, m, min_i64(m + MC, p->oc), weights + k0 * p->oc, out);
             k0 += kc;
         } while (k0 < g.depth);
     }

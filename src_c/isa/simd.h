@@ -22,10 +22,8 @@
 #define CONV_BITS(dtype) CONV_BITS_(dtype)
 #if CONV_BITS(CONV_DTYPE) == 32
 typedef float real;
-typedef int32_t lane_index;
 #else
 typedef double real;
-typedef int64_t lane_index;
 #endif
 
 /* The register tile of the GEMMs: TILE_M rows are broadcast, TILE_V vectors of columns lie in lanes. The accumulators
@@ -33,23 +31,34 @@ typedef int64_t lane_index;
  * hide the latency of two FMA ports (4 cycles x 2). */
 #if defined(__AVX512F__)
 #define VECTOR_BYTES 64
+#define VECTOR_REGISTERS 32
 #define TILE_M 14 /* 28 + 2 + 1 of 32 registers */
 #define TILE_V 2
 #elif defined(__AVX2__)
 #define VECTOR_BYTES 32
+#define VECTOR_REGISTERS 16
 #define TILE_M 6 /* 12 + 2 + 1 of 16 registers */
 #define TILE_V 2
 #elif defined(__aarch64__)
 #define VECTOR_BYTES 16
+#define VECTOR_REGISTERS 32
 #define TILE_M 8 /* 24 + 3 + 1 of 32 registers */
 #define TILE_V 3
 #else
 #define VECTOR_BYTES 16
+#define VECTOR_REGISTERS 16
 #define TILE_M 6 /* 12 + 2 + 1 of 16 registers; the product without FMA needs the last one */
 #define TILE_V 2
 #endif
 
-#define LANES (VECTOR_BYTES / (int)sizeof(real))
+#define LANES (VECTOR_BYTES * 8 / CONV_BITS(CONV_DTYPE))
+/* Before a loop over registers: the accumulators of a tile are registers only once every index is a constant. Without
+ * it they live on the stack, at a quarter of the speed. Each compiler ignores the other's pragma without a word. */
+#if defined(__clang__)
+#define UNROLL _Pragma("clang loop unroll(full)")
+#else
+#define UNROLL _Pragma("GCC unroll 16")
+#endif
 #define INLINE static inline __attribute__((always_inline))
 
 typedef real vec __attribute__((vector_size(VECTOR_BYTES)));
@@ -65,5 +74,61 @@ INLINE vec vec_splat(real s) { return s - (vec){0}; }
 INLINE int64_t min_i64(int64_t a, int64_t b) { return a < b ? a : b; }
 INLINE int64_t max_i64(int64_t a, int64_t b) { return a > b ? a : b; }
 INLINE int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
+
+/* Transposing LANES x LANES: for each power of two s, rows i and i + s exchange their off-diagonal blocks of s lanes.
+ * One or two instructions per shuffle; compilers without the builtin (gcc before 12) go through memory. */
+#ifdef __has_builtin
+#if __has_builtin(__builtin_shufflevector)
+#define VEC_CAN_SHUFFLE 1
+#endif
+#endif
+
+#ifdef VEC_CAN_SHUFFLE
+#define VEC_UPPER(j, s) ((j) & (s) ? LANES + (j) - (s) : (j))
+#define VEC_LOWER(j, s) ((j) & (s) ? LANES + (j) : (j) + (s))
+#define VEC_4(f, j, s) f(j, s), f(j + 1, s), f(j + 2, s), f(j + 3, s)
+#if LANES == 2
+#define VEC_BLEND(a, b, f, s) __builtin_shufflevector(a, b, f(0, s), f(1, s))
+#elif LANES == 4
+#define VEC_BLEND(a, b, f, s) __builtin_shufflevector(a, b, VEC_4(f, 0, s))
+#elif LANES == 8
+#define VEC_BLEND(a, b, f, s) __builtin_shufflevector(a, b, VEC_4(f, 0, s), VEC_4(f, 4, s))
+#else
+#define VEC_BLEND(a, b, f, s) \
+    __builtin_shufflevector(a, b, VEC_4(f, 0, s), VEC_4(f, 4, s), VEC_4(f, 8, s), VEC_4(f, 12, s))
+#endif
+/* Each exchange a function of its own, since the shuffle wants constants. */
+#define VEC_EXCHANGE(s) \
+    INLINE vec vec_upper_##s(vec a, vec b) { return VEC_BLEND(a, b, VEC_UPPER, (s < LANES ? s : 1)); } \
+    INLINE vec vec_lower_##s(vec a, vec b) { return VEC_BLEND(a, b, VEC_LOWER, (s < LANES ? s : 1)); }
+VEC_EXCHANGE(1)
+VEC_EXCHANGE(2)
+VEC_EXCHANGE(4)
+VEC_EXCHANGE(8)
+
+INLINE void vec_transpose(vec rows[LANES]) {
+    UNROLL
+    for (int s = 1; s < LANES; s *= 2) UNROLL
+    for (int i = 0; i < LANES; i++) {
+        if (i & s) continue;
+        const vec a = rows[i], b = rows[i + s];
+        rows[i] = s == 1   ? vec_upper_1(a, b)
+                  : s == 2 ? vec_upper_2(a, b)
+                  : s == 4 ? vec_upper_4(a, b)
+                           : vec_upper_8(a, b);
+        rows[i + s] = s == 1   ? vec_lower_1(a, b)
+                      : s == 2 ? vec_lower_2(a, b)
+                      : s == 4 ? vec_lower_4(a, b)
+                               : vec_lower_8(a, b);
+    }
+}
+#else
+INLINE void vec_transpose(vec rows[LANES]) {
+    vec columns[LANES];
+    for (int i = 0; i < LANES; i++)
+        for (int j = 0; j < LANES; j++) columns[j][i] = rows[i][j];
+    memcpy(rows, columns, sizeof columns);
+}
+#endif
 
 #endif

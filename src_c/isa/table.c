@@ -1,14 +1,16 @@
 /* This row's algorithms in one const struct, in order of preference: the one translation unit that is compiled per row.
  * Adding an algorithm is one file and one word here. */
 #include "depthwise.c"
+#include "direct.c"
 #include "im2col_gemm.c"
 
 #define ALGORITHM(name) \
-    {#name, name##_accepts, name##_packed_bytes, name##_pack_tasks, name##_pack, name##_scratch_bytes, name##_tasks, \
-     name##_run}
+    {#name,       name##_accepts,       name##_packed_bytes, name##_pack_tasks, \
+     name##_pack, name##_scratch_bytes, name##_tasks,        name##_run}
 
 static const conv_algo algorithms[] = {
     ALGORITHM(depthwise),
+    ALGORITHM(direct),
     ALGORITHM(im2col_gemm),
 };
 
@@ -16,9 +18,9 @@ static const conv_algo algorithms[] = {
 static double fma_burn(int64_t rounds) {
     enum { CHAINS = 12 };
     vec acc[CHAINS], a = vec_splat((real)0.999), b = vec_splat((real)0.001);
-    for (int i = 0; i < CHAINS; i++) acc[i] = vec_splat((real)i);
+    for (int i = 0; i < CHAINS; i++) acc[i] = vec_splat((real)(i + 2)); /* 1 would be a fixed point, and folded */
     for (int64_t r = 0; r < rounds; r++) {
-#pragma GCC unroll 12
+        UNROLL
         for (int i = 0; i < CHAINS; i++) acc[i] = acc[i] * a + b;
     }
     volatile vec sink;

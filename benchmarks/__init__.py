@@ -1,0 +1,7 @@
+"""Benchmarks of pyconv beside the other CPU convolution libraries: ``python -m benchmarks --help`` in the top folder.
+
+Data flow: ``layers`` (what is computed) -> ``measure`` (whose turn it is) -> ``workers`` (one process per library) ->
+``libraries`` (how each library is called) and ``timing`` -> rows -> ``results`` -> ``report`` and ``chart``.
+A new library is one class in ``libraries.py``; a new operation is one method of those classes, and its arithmetic in
+``layers.py``.
+"""

@@ -1,0 +1,312 @@
+"""torch.nn's convolution layers: parameters and, while frozen, the plans and packed weights that belong to them."""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import numpy as np
+
+from .. import config
+from ..plan import plan_for
+from ..problem import PAD_MODES, as_array, check_arrays, choice, conv_problem, fail, per_axis, positive_int
+from . import init
+from ._layer import Layer
+from .functional import convnd
+
+if TYPE_CHECKING:
+    from numpy.typing import DTypeLike
+
+    Ints = int | tuple[int, ...]
+
+# A frozen layer keeps plans for this many shapes and, so that large weights are not packed into very many forms,
+# for as many as this many bytes of plain weights make up. What exceeds it drops them all.
+MOST_SHAPES = 64
+MOST_BYTES = 2**28
+
+
+def checked_attribute(layer: str, name: str, value: Any, rank: int) -> Any:
+    """Return what a layer keeps as its attribute `name`: ints and tuples with one int per axis."""
+    if name == "in_channels" and type(value) is int and value == 0:
+        return value  # torch makes such layers, with a warning, and so do we
+    if name in ("in_channels", "out_channels", "groups"):
+        return positive_int(layer, name, value)
+    if name in ("kernel_size", "stride", "dilation"):
+        return per_axis(layer, name, value, rank, 1)
+    if name == "padding":
+        if not isinstance(value, str):
+            return per_axis(layer, name, value, rank, 0)
+        if value not in ("same", "valid"):
+            fail(ValueError, layer, name, "must be 'valid', 'same', an int or a tuple of ints", value)
+    if name == "padding_mode":
+        return choice(layer, name, value, tuple(PAD_MODES))
+    if name == "algorithm" and not (value is None or isinstance(value, str)):
+        fail(TypeError, layer, name, "must be a name or None", value)
+    if name == "accuracy":
+        config.is_exact(layer, value)
+    return value
+
+
+def parameter_dtype(layer: str, dtype: DTypeLike) -> np.dtype:
+    """Return the dtype that a layer's parameters have."""
+    try:
+        dtype = np.dtype(np.float32 if dtype is None else dtype).newbyteorder("=")
+    except TypeError:
+        fail(TypeError, layer, "dtype", "must be a NumPy dtype", dtype)
+    if dtype.kind not in "fc":
+        fail(TypeError, layer, "dtype", "must be a floating-point or complex dtype", dtype)
+    return dtype
+
+
+class _ConvNd(Layer):
+    """What the three layers share: everything but the number of spatial axes."""
+
+    _rank: ClassVar[int]
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        kernel_size: Ints,
+        stride: Ints = 1,
+        padding: Ints | str = 0,
+        dilation: Ints = 1,
+        groups: int = 1,
+        bias: bool = True,
+        padding_mode: str = "zeros",
+        device: str | None = None,
+        dtype: DTypeLike = None,
+        *,
+        algorithm: str | None = None,
+        accuracy: str | None = None,
+    ) -> None:
+        name = type(self).__name__
+        if device is not None and str(device) != "cpu":
+            fail(ValueError, name, "device", "must be None or 'cpu'", device)
+        self.in_channels = in_channels
+        self.out_channels = out_channels
+        self.kernel_size = kernel_size
+        self.stride = stride
+        self.padding = padding
+        self.dilation = dilation
+        self.groups = groups
+        self.padding_mode = padding_mode
+        self.algorithm = algorithm
+        self.accuracy = accuracy
+        for argument in ("in_channels", "out_channels"):
+            if getattr(self, argument) % self.groups:
+                fail(ValueError, name, argument, f"must be divisible by groups = {groups}", getattr(self, argument))
+        if self.padding == "same" and self.stride != (1,) * self._rank:
+            fail(ValueError, name, "padding", "cannot be 'same' with a stride other than 1", f"stride {stride}")
+        self._dtype = parameter_dtype(name, dtype)
+        self._live["weight"] = np.empty(self._parameter_shape("weight"), self._dtype)
+        self._live["bias"] = np.empty(self._parameter_shape("bias"), self._dtype) if bias else None
+        self.reset_parameters()
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        super().__setattr__(name, checked_attribute(type(self).__name__, name, value, self._rank))
+
+    def reset_parameters(self) -> None:
+        """Draw new parameters as torch does: kaiming_uniform_(a=sqrt(5)), and +-1/sqrt(fan_in) for the bias."""
+        self._overwrite("weight", lambda weight: init.kaiming_uniform_(weight, a=math.sqrt(5)))
+        fan_in = math.prod(self._live["weight"].shape[1:])
+        if self._live["bias"] is not None:
+            bound = 1 / math.sqrt(fan_in) if fan_in else 0
+            self._overwrite("bias", lambda bias: init.uniform_(bias, -bound, bound))
+
+    def forward(self, input: np.ndarray) -> np.ndarray:
+        """Return the convolution of the input, a fresh array in C order.
+
+        Parameters
+        ----------
+        input : ndarray
+            Shape (N, in_channels, ...) or, unbatched, (in_channels, ...), of the layer's dtype; any strides.
+
+        Raises
+        ------
+        TypeError, ValueError, MemoryError
+            As :func:`pyconv.nn.functional.conv2d`.
+        """
+        if type(input) is np.ndarray:
+            call = self._plans[0].get((input.shape, input.strides, input.dtype))
+            if call is not None:
+                generation, shape, run, packed = call
+                if generation == config.generation():
+                    y = np.empty(shape, input.dtype)
+                    run(input, packed, y)
+                    return y
+        return self._plan_and_run(input)
+
+    def _plan_and_run(self, input: np.ndarray) -> np.ndarray:
+        """Compute what `forward` has no plan for yet, and keep the plan if the layer is frozen."""
+        # The caches come first: see the top of _layer.py.
+        (calls, packs), frozen = self._plans, self._frozen
+        generation = config.generation()
+        function = f"conv{self._rank}d"
+        geometry = self.stride, self.padding, self.dilation, self.groups, self.padding_mode
+        if frozen is None:
+            return convnd(
+                function, self._rank, input, self.weight, self.bias, *geometry,
+                algorithm=self.algorithm, accuracy=self.accuracy,
+            )  # fmt: skip
+        x, weight, bias = check_arrays(function, self._rank, input, frozen["weight"], frozen["bias"])
+        problem = conv_problem(function, self._rank, x, weight, *geometry, config.is_exact(function, self.accuracy))
+        plan = plan_for(problem, self.algorithm)
+        shape = problem.output_shape[x.ndim < self._rank + 2 :]
+        y = np.empty(shape, x.dtype)
+        if y.size == 0:
+            return y
+        packed = packs.get(plan)
+        if packed is None:
+            packed = plan.pack(weight, bias)
+            if len(packs) >= max(1, min(MOST_SHAPES, MOST_BYTES // max(1, weight.nbytes))):
+                packs.clear()
+                calls.clear()
+            packs[plan] = packed
+        if x is input:  # not where a copy had to be made first
+            if len(calls) >= MOST_SHAPES:
+                calls.clear()
+            calls[x.shape, x.strides, x.dtype] = generation, shape, plan.run, packed
+        plan.run(x, packed, y)
+        return y
+
+    @property
+    def weight(self) -> np.ndarray:
+        """Filters, (out_channels, in_channels / groups, *kernel_size); immutable in eval mode."""
+        return self._parameter("weight")
+
+    @weight.setter
+    def weight(self, value: np.ndarray) -> None:
+        self._assign("weight", self._checked_array("weight", value))
+
+    @property
+    def bias(self) -> np.ndarray | None:
+        """One value per output channel, or None; immutable in eval mode."""
+        return self._parameter("bias")
+
+    @bias.setter
+    def bias(self, value: np.ndarray | None) -> None:
+        self._assign("bias", None if value is None else self._checked_array("bias", value))
+
+    def extra_repr(self) -> str:
+        """Return what stands between the parentheses of `repr`, as torch prints it."""
+        text = f"{self.in_channels}, {self.out_channels}, kernel_size={self.kernel_size}, stride={self.stride}"
+        if self.padding != (0,) * self._rank:
+            text += f", padding={self.padding}"
+        if self.dilation != (1,) * self._rank:
+            text += f", dilation={self.dilation}"
+        if self.groups != 1:
+            text += f", groups={self.groups}"
+        if self.bias is None:
+            text += ", bias=False"
+        if self.padding_mode != "zeros":
+            text += f", padding_mode={self.padding_mode}"
+        return text
+
+    def _checked_array(self, name: str, value: Any) -> np.ndarray:
+        layer, shape = type(self).__name__, self._parameter_shape(name)
+        array = as_array(layer, name, value)
+        if array.dtype != self._dtype:
+            fail(TypeError, layer, name, f"must have the layer's dtype {self._dtype}: use .astype", array.dtype)
+        if array.shape != shape:
+            fail(ValueError, layer, name, f"must have shape {shape}", array.shape)
+        return array
+
+    def _parameter_shape(self, name: str) -> tuple[int, ...]:
+        if name == "bias":
+            return (self.out_channels,)
+        return (self.out_channels, self.in_channels // self.groups, *self.kernel_size)
+
+
+class Conv1d(_ConvNd):
+    """Apply a 1-D convolution over signals of shape (N, in_channels, L) or (in_channels, L).
+
+    Parameters, attributes, errors and modes as :class:`Conv2d`, with one axis instead of two. Like torch.nn.Conv1d.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from pyconv import nn
+    >>> nn.Conv1d(16, 33, 3, stride=2)(np.zeros((20, 16, 50), np.float32)).shape
+    (20, 33, 24)
+    """
+
+    _rank = 1
+
+
+class Conv2d(_ConvNd):
+    """Apply a 2-D convolution over images of shape (N, in_channels, H, W) or (in_channels, H, W).
+
+    Parameters
+    ----------
+    in_channels, out_channels : int
+        Both divisible by `groups`.
+    kernel_size : int or tuple of ints
+        Size of the filters, one for all axes or one per axis.
+    stride, dilation : int or tuple of ints
+        Step of the filters; distance of their taps.
+    padding : int, tuple of ints, 'valid' or 'same'
+        What is added on both sides of every axis; 'same' keeps the size and takes stride 1 only.
+    groups : int
+        Blocks of channels that are convolved separately.
+    bias : bool
+        Whether there is a bias.
+    padding_mode : {'zeros', 'reflect', 'replicate', 'circular'}
+        What is added.
+    device : None or 'cpu'
+        For torch's sake.
+    dtype : dtype
+        Of the parameters and of the inputs: a floating-point or complex one, float32 if not given.
+    algorithm : str, optional
+        A row of the table of algorithms; by default the first that accepts the problem.
+    accuracy : {'fast', 'exact'}, optional
+        By default what :func:`pyconv.set_accuracy` says.
+
+    Attributes
+    ----------
+    weight : ndarray
+        Shape (out_channels, in_channels / groups, *kernel_size).
+    bias : ndarray or None
+        Shape (out_channels,).
+    training : bool
+        A new layer is in train mode: every call sees what the two arrays hold by then. `eval()` makes them immutable
+        and packs them once, which is faster; `train()` gives the arrays back.
+
+    Raises
+    ------
+    ValueError, TypeError
+        If a value is out of range or of the wrong kind, also when an attribute is assigned. An array assigned to
+        `weight` or `bias` must have the layer's shape and dtype (first set out_channels, say, for another shape).
+
+    Notes
+    -----
+    Like torch.nn.Conv2d, initialisation included, without hooks, children and gradients.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from pyconv import nn
+    >>> conv = nn.Conv2d(16, 33, (3, 5), stride=(2, 1), padding=(4, 2), dilation=(3, 1))
+    >>> conv
+    Conv2d(16, 33, kernel_size=(3, 5), stride=(2, 1), padding=(4, 2), dilation=(3, 1))
+    >>> conv(np.zeros((20, 16, 50, 100), np.float32)).shape
+    (20, 33, 26, 100)
+    """
+
+    _rank = 2
+
+
+class Conv3d(_ConvNd):
+    """Apply a 3-D convolution over volumes of shape (N, in_channels, D, H, W) or (in_channels, D, H, W).
+
+    Parameters, attributes, errors and modes as :class:`Conv2d`, with three axes instead of two. Like torch.nn.Conv3d.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from pyconv import nn
+    >>> nn.Conv3d(2, 4, 3, padding="same")(np.zeros((2, 5, 6, 7), np.float32)).shape
+    (4, 5, 6, 7)
+    """
+
+    _rank = 3

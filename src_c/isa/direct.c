@@ -1,0 +1,285 @@
+/* Direct convolution, output channels in lanes: dense layers, without im2col.
+ *
+ *     T[pixel][channel] += sum over a depth block of strip[offset[k] + pixel] * packed[k][channel]
+ *
+ * for each task (image, group, block of output rows and columns, block of output channels):          one thread
+ *   for each block of input channels: fill the strip, and the totals T stay in scratch               both in L2
+ *     for each panel of V vectors of output channels, for each depth block of at most KC:            weights: L1
+ *       for each tile of S neighbouring pixels: S x V accumulators, pixels broadcast from the strip  strip: L1, L2
+ *   T is transposed into y, bias added
+ *
+ * Stride, dilation and padding are offsets into the strip (strip.h). A filter of one tap has no rows to respect: its
+ * pixels are numbered through the image. Tails: S divides a row as evenly as it can, so no pixel is computed in vain;
+ * the last panel has the vectors it needs, their unused lanes multiply zeros. Every output is one sum per depth block,
+ * from zero, added in order: block sizes, threads and the batch don't change bits. Georganas et al., "Anatomy of
+ * high-performance deep learning convolutions on SIMD architectures", SC 2018. */
+#include "../cpu.h"
+#include "direct_tile.h"
+#include "epilogue.h"
+#include "strip.h"
+
+/* Depth of a strip, and the most of a chain of terms (im2col.h). A panel of 2 vectors is 8 KiB with AVX2, 16 KiB with
+ * AVX-512: a quarter or a third of L1. */
+#define DIRECT_KC 128
+/* Columns of a block: longer rows (1-D signals) are cut. */
+#define DIRECT_COLS 480
+/* Output channels of a block: 256 rows of weights of one depth block are 128 KiB of floats. */
+#define DIRECT_OC 256
+
+typedef struct direct_plan {
+    int64_t depth, taps, vectors; /* of a panel */
+    int64_t channels, blocks;     /* input channels of a strip; how many strips */
+    int64_t row_blocks, col_blocks, oc_blocks;
+    int64_t oc_block; /* a multiple of the panel */
+    int flat;         /* one tap: pixels are numbered through the image, rows == 1 */
+    strip_layout strip;
+} direct_plan;
+
+INLINE int64_t direct_row(const conv_problem *p, int flat) { return flat ? p->out_d * p->out_h * p->out_w : p->out_w; }
+
+/* Elements of scratch: strip, totals and offsets. */
+static int64_t direct_elements(const direct_plan *d) {
+    const int64_t offsets = (d->channels * d->taps * (int64_t)sizeof(int64_t)) / (int64_t)sizeof(real);
+    return d->channels * d->strip.channel_pitch + d->strip.rows * d->strip.cols * d->oc_block + offsets;
+}
+
+/* Pixels of the largest tile with v vectors (DIRECT_FITS). */
+INLINE int64_t direct_most_pixels(int64_t v) { return min_i64((VECTOR_REGISTERS - 1) / v - 1, DIRECT_MAX_S); }
+
+/* The vectors of a panel that cost the fewest cycles for rows of this length: two FMAs and two loads a cycle, four
+ * cycles of latency. More vectors suit short rows: 7 columns are 4 + 3 with 3 vectors on AVX2, or one tile of 7 with 4
+ * vectors on AVX-512. */
+static int64_t choose_vectors(int64_t row, int64_t oc) {
+    int64_t best = 2, best_cost = INT64_MAX;
+    for (int64_t v = 2; v <= DIRECT_MAX_V; v++) {
+        const int64_t most = direct_most_pixels(v), tiles = ceil_div(row, most), size = row / tiles;
+        const int64_t larger = row % tiles;
+        int64_t cost = 0;
+        for (int i = 0; i < 2; i++) {
+            const int64_t s = size + i, count = i ? larger : tiles - larger;
+            cost += count * max_i64(max_i64(s * v, 8), s + v);
+        }
+        cost *= ceil_div(oc, v * LANES);
+        if (cost < best_cost) best = v, best_cost = cost;
+    }
+    return best;
+}
+
+/* Strip and totals may take half of L2; the other half is for weights and y. At least one row, in short pieces if need
+ * be. */
+static direct_plan direct_plan_of(const conv_problem *p) {
+    direct_plan d;
+    d.taps = p->kernel_d * p->kernel_h * p->kernel_w;
+    d.depth = p->ic * d.taps;
+    d.flat = d.taps == 1;
+    const int64_t row = direct_row(p, d.flat), all_rows = d.flat ? 1 : p->out_h;
+    d.vectors = choose_vectors(min_i64(row, DIRECT_COLS), p->oc);
+    const int64_t panel = d.vectors * LANES, panels = ceil_div(p->oc, panel);
+    d.channels = min_i64(max_i64(DIRECT_KC / d.taps, 1), max_i64(p->ic, 1));
+    d.blocks = ceil_div(max_i64(p->ic, 1), d.channels);
+    /* Blocks of output channels: as few as DIRECT_OC allows, but two where one image has few tasks (small outputs with
+     * enough taps that filling the strip twice does not show). */
+    const int few = row * all_rows <= 256 && d.taps >= 4;
+    d.oc_blocks = max_i64(ceil_div(panels * panel, DIRECT_OC), min_i64(few ? 4 : 2, panels / 4));
+    d.oc_blocks = max_i64(d.oc_blocks, 1);
+    d.oc_block = ceil_div(panels, d.oc_blocks) * panel;
+    d.oc_blocks = ceil_div(p->oc, d.oc_block);
+    const int64_t room = cpu_cache_sizes()->l2 / 2 / (int64_t)sizeof(real);
+    d.col_blocks = ceil_div(row, DIRECT_COLS);
+    d.row_blocks = 1;
+    for (;;) {
+        const int64_t rows = ceil_div(all_rows, d.row_blocks), cols = ceil_div(row, d.col_blocks);
+        d.strip = strip_layout_of(p, rows, cols);
+        if (direct_elements(&d) <= room || (rows == 1 && cols <= 16)) break;
+        if (rows > 1)
+            d.row_blocks = ceil_div(all_rows, rows > 4 ? rows * 3 / 4 : rows - 1);
+        else
+            d.col_blocks = ceil_div(row, max_i64(cols / 2, 16));
+    }
+    d.row_blocks = ceil_div(all_rows, d.strip.rows);
+    d.col_blocks = ceil_div(row, d.strip.cols);
+    return d;
+}
+
+/* Dense enough for lanes full of channels, and a strip of bounded size: hostile dilations leave im2col_gemm. */
+static int direct_accepts(const conv_problem *p) {
+    const int64_t limit = 1 << 20;
+    if (p->oc < LANES || p->ic == 0) return 0;
+    if (p->kernel_d * p->kernel_h * p->kernel_w > 1 << 12 || p->dilation_h > limit || p->dilation_w > limit) return 0;
+    if (p->stride_h > limit || p->stride_w > limit) return 0;
+    const direct_plan d = direct_plan_of(p);
+    return direct_elements(&d) * (int64_t)sizeof(real) <= 1 << 20;
+}
+
+/* Output channels as they are packed: the last panel has the vectors it needs. */
+INLINE int64_t direct_packed_channels(const conv_problem *p) { return ceil_div(p->oc, LANES) * LANES; }
+
+static size_t direct_packed_bytes(const conv_problem *p) {
+    const int64_t depth = p->ic * p->kernel_d * p->kernel_h * p->kernel_w;
+    return (size_t)(p->groups * depth * direct_packed_channels(p)) * sizeof(real);
+}
+
+static size_t direct_pack_tasks(const conv_problem *p) {
+    const direct_plan d = direct_plan_of(p);
+    return (size_t)(p->groups * ceil_div(p->oc, d.vectors * LANES));
+}
+
+/* LANES channels side by side: dst[k * pitch + channel] = src[channel * depth + k], zero for channels that don't exist.
+ */
+static void pack_lanes(const real *src, int64_t depth, int64_t channels, int64_t count, real *dst, int64_t pitch) {
+    int64_t k = 0;
+    for (; channels == LANES && k + LANES <= count; k += LANES) {
+        vec rows[LANES];
+        for (int i = 0; i < LANES; i++) rows[i] = vec_load(src + i * depth + k);
+        vec_transpose(rows);
+        for (int i = 0; i < LANES; i++) vec_store(dst + (k + i) * pitch, rows[i]);
+    }
+    for (; k < count; k++)
+        for (int64_t m = 0; m < LANES; m++) dst[k * pitch + m] = m < channels ? src[m * depth + k] : 0;
+}
+
+/* Packed: for each group, for each block of input channels, for each panel: [depth of the block][channels]. A task is
+ * one panel of one group. */
+static void direct_pack(const conv_problem *p, const void *w, void *packed, size_t task) {
+    const direct_plan d = direct_plan_of(p);
+    const int64_t panel = d.vectors * LANES, panels = ceil_div(p->oc, panel), all = direct_packed_channels(p);
+    const int64_t group = (int64_t)task / panels, m0 = (int64_t)task % panels * panel;
+    const int64_t width = min_i64(panel, all - m0), used = min_i64(panel, p->oc - m0);
+    const real *src = (const real *)w + (group * p->oc + m0) * d.depth;
+    real *dst = (real *)packed + group * d.depth * all;
+    for (int64_t k0 = 0; k0 < d.depth; k0 += d.channels * d.taps) {
+        const int64_t kc = min_i64(d.channels * d.taps, d.depth - k0);
+        for (int64_t m = 0; m < width; m += LANES)
+            pack_lanes(src + m * d.depth + k0, d.depth, min_i64(used - m, LANES), kc, dst + k0 * all + m0 * kc + m,
+                       width);
+    }
+}
+
+static size_t direct_scratch_bytes(const conv_problem *p) {
+    const direct_plan d = direct_plan_of(p);
+    return (size_t)direct_elements(&d) * sizeof(real) + 2 * CONV_ALIGN;
+}
+
+static size_t direct_tasks(const conv_problem *p) {
+    const direct_plan d = direct_plan_of(p);
+    return (size_t)(p->n * p->groups * (d.flat ? 1 : p->out_d) * d.row_blocks * d.col_blocks * d.oc_blocks);
+}
+
+/* One block of the output: where it lies, and its scratch. */
+typedef struct direct_block {
+    int64_t n, group, od, oh, ow, rows, cols, m0, m1;
+    real *strip, *totals;
+    int64_t *offsets;
+} direct_block;
+
+static direct_block direct_block_of(const conv_problem *p, const direct_plan *d, size_t task, void *scratch) {
+    direct_block b;
+    const int64_t row = direct_row(p, d->flat);
+    int64_t t = (int64_t)task;
+    b.m0 = t % d->oc_blocks * d->oc_block, t /= d->oc_blocks;
+    b.ow = t % d->col_blocks * d->strip.cols, t /= d->col_blocks;
+    b.oh = t % d->row_blocks * d->strip.rows, t /= d->row_blocks;
+    b.od = d->flat ? 0 : t % p->out_d, t /= d->flat ? 1 : p->out_d;
+    b.group = t % p->groups, b.n = t / p->groups;
+    b.m1 = min_i64(b.m0 + d->oc_block, p->oc);
+    b.cols = min_i64(d->strip.cols, row - b.ow);
+    b.rows = d->flat ? 1 : min_i64(d->strip.rows, p->out_h - b.oh);
+    b.offsets = scratch;
+    b.strip = (real *)scratch +
+              ceil_div(d->channels * d->taps * (int64_t)sizeof(int64_t), CONV_ALIGN) * CONV_ALIGN / sizeof(real);
+    b.totals = b.strip + d->channels * d->strip.channel_pitch;
+    return b;
+}
+
+/* The strip of a filter of one tap: the block's pixels one after the other, for each channel. */
+static void direct_fill_flat(const conv_problem *p, const conv_io *io, const direct_plan *d, const direct_block *b,
+                             const real_unaligned *x, int64_t count) {
+    const int dense = input_is_dense(p, io);
+    for (int64_t c = 0; c < count; c++, x += io->x_stride_c) {
+        real *dst = b->strip + c * d->strip.channel_pitch;
+        int64_t pixel = b->ow;
+        if (dense) {
+            copy_strided(dst, x + pixel, 1, b->cols);
+            continue;
+        }
+        while (pixel < b->ow + b->cols) {
+            const int64_t row = pixel / p->out_w, ow = pixel % p->out_w;
+            const int64_t length = min_i64(p->out_w - ow, b->ow + b->cols - pixel);
+            const row_window window = row_window_of(p, io, 0, ow, length);
+            gather_row(p, io, input_row(p, io, x, row / p->out_h, row % p->out_h, 0, 0), &window, dst);
+            dst += length;
+            pixel += length;
+        }
+    }
+}
+
+/* totals += strip * weights of one panel, for the depth [k0, k1) of the strip. */
+static void direct_panel(const direct_plan *d, const direct_block *b, int64_t vectors, const real *weights, int64_t k0,
+                         int64_t k1, int add, real *totals) {
+    const int64_t tiles = ceil_div(b->cols, direct_most_pixels(d->vectors));
+    const int64_t size = b->cols / tiles, larger = b->cols % tiles, pitch = d->vectors * LANES;
+    direct_operands o = {k1 - k0, b->offsets + k0, NULL, weights + k0 * vectors * LANES, totals, pitch, add};
+    for (int64_t r = 0; r < b->rows; r++) {
+        o.strip = b->strip + r * d->strip.row_step;
+        for (int64_t tile = 0; tile < tiles; tile++) {
+            const int64_t s = size + (tile < larger);
+            direct_tile_of(s, vectors, &o);
+            o.strip += s;
+            o.totals += s * pitch;
+        }
+    }
+}
+
+/* y = totals + bias for one panel, by runs of pixels that are neighbours in y. */
+static void direct_store(const conv_problem *p, const conv_io *io, const direct_plan *d, const direct_block *b,
+                         int64_t m, const real *totals) {
+    const int64_t pitch = d->vectors * LANES, channel = b->group * p->oc + m;
+    const int dense = d->flat && output_is_dense(p, io);
+    totals_run run = {totals,
+                      pitch,
+                      0,
+                      min_i64(pitch, b->m1 - m),
+                      io->bias ? (const real *)io->bias + channel : NULL,
+                      NULL,
+                      io->y_stride_c,
+                      dense ? 1 : io->y_stride_w};
+    real *first = (real *)io->y + b->n * io->y_stride_n + channel * io->y_stride_c;
+    for (int64_t r = 0; r < b->rows; r++)
+        for (int64_t column = 0; column < b->cols; column += run.pixels, run.totals += run.pixels * pitch) {
+            const int64_t pixel = b->ow + column, row = d->flat ? pixel / p->out_w : 0;
+            const int64_t od = d->flat ? row / p->out_h : b->od, oh = d->flat ? row % p->out_h : b->oh + r;
+            const int64_t ow = d->flat ? pixel % p->out_w : pixel;
+            run.pixels = dense ? b->cols : min_i64(p->out_w - ow, b->cols - column);
+            run.y = dense ? first + pixel : first + od * io->y_stride_d + oh * io->y_stride_h + ow * io->y_stride_w;
+            store_totals(&run);
+        }
+}
+
+static void direct_run(const conv_problem *p, const conv_io *io, size_t task, void *scratch) {
+    const direct_plan d = direct_plan_of(p);
+    const direct_block b = direct_block_of(p, &d, task, scratch);
+    const int64_t panel = d.vectors * LANES, all = direct_packed_channels(p), pixels = b.rows * b.cols;
+    const real_unaligned *x = (const real_unaligned *)io->x + b.n * io->x_stride_n + b.group * p->ic * io->x_stride_c;
+    const real *packed = (const real *)io->packed + b.group * d.depth * all;
+    const int64_t chain = chain_terms(p);
+    int64_t k = 0;
+    for (int64_t c = 0; c < d.channels; c++)
+        for (int64_t kd = 0; kd < p->kernel_d; kd++)
+            for (int64_t kh = 0; kh < p->kernel_h; kh++)
+                for (int64_t kw = 0; kw < p->kernel_w; kw++) b.offsets[k++] = strip_offset(p, &d.strip, c, kd, kh, kw);
+    for (int64_t block = 0; block < d.blocks; block++) {
+        const int64_t c0 = block * d.channels, count = min_i64(d.channels, p->ic - c0), depth = count * d.taps;
+        if (d.flat)
+            direct_fill_flat(p, io, &d, &b, x + c0 * io->x_stride_c, count);
+        else
+            strip_fill(p, io, &d.strip, x + c0 * io->x_stride_c, count, b.od, b.oh, b.ow, b.strip);
+        for (int64_t m = b.m0; m < b.m1; m += panel) {
+            const int64_t width = min_i64(panel, all - m);
+            const real *weights = packed + c0 * d.taps * all + m * depth;
+            for (int64_t k0 = 0; k0 < depth; k0 += chain)
+                direct_panel(&d, &b, width / LANES, weights, k0, min_i64(k0 + chain, depth), block > 0 || k0 > 0,
+                             b.totals + (m - b.m0) * pixels);
+        }
+    }
+    for (int64_t m = b.m0; m < b.m1; m += panel) direct_store(p, io, &d, &b, m, b.totals + (m - b.m0) * pixels);
+}

@@ -1,0 +1,88 @@
+/* The strip: a block of the padded input in scratch, laid out so that a filter tap is an offset.
+ *
+ *     strip[offset(c, kd, kh, kw) + row * row_step + column]  is what output (row, column) of the block reads through
+ *                                                             the tap, whatever stride, dilation, padding and layout
+ *
+ * Along each of h and w there are two layouts, and the smaller one is taken:
+ *   shared    the padded positions once; along w de-interleaved by the stride into planes, so that neighbouring outputs
+ *             read neighbouring elements; taps overlap                      (small strides and dilations)
+ *   per tap   one row or plane for each tap, as in im2col                   (large strides and dilations, few taps)
+ * The taps along d always have slots of their own. */
+#ifndef STRIP_H
+#define STRIP_H
+
+#include "im2col.h"
+
+typedef struct strip_layout {
+    int64_t rows, cols;    /* outputs of the block */
+    int64_t row_slots;     /* input rows per (channel, kd) */
+    int64_t planes, plane; /* along w: how many, and elements of one */
+    int64_t row_step;      /* from one output row to the next */
+    int64_t row_pitch, channel_pitch;
+    int shared_rows, shared_cols;
+} strip_layout;
+
+INLINE int64_t gcd_i64(int64_t a, int64_t b) {
+    while (b) {
+        const int64_t r = a % b;
+        a = b;
+        b = r;
+    }
+    return a;
+}
+
+/* The layout of a block of rows x cols outputs of one output slice. Sizes saturate for hostile dilations: the per-tap
+ * layout is then the smaller one. */
+static strip_layout strip_layout_of(const conv_problem *p, int64_t rows, int64_t cols) {
+    strip_layout s = {.rows = rows, .cols = cols};
+    const int64_t reach_h = (p->kernel_h - 1) * p->dilation_h, reach_w = (p->kernel_w - 1) * p->dilation_w;
+    const int64_t span = (rows - 1) * p->stride_h + reach_h + 1, width = cols + reach_w / p->stride_w;
+    s.shared_rows = span <= p->kernel_h * rows;
+    s.row_slots = s.shared_rows ? span : p->kernel_h * rows;
+    s.shared_cols = p->kernel_w >= p->stride_w && gcd_i64(p->dilation_w, p->stride_w) == 1 &&
+                    width <= p->kernel_w * cols / p->stride_w;
+    s.planes = s.shared_cols ? p->stride_w : p->kernel_w;
+    s.plane = s.shared_cols ? width : cols;
+    s.row_pitch = s.planes * s.plane;
+    s.row_step = (s.shared_rows ? p->stride_h : 1) * s.row_pitch;
+    /* An odd number of cache lines, or the channels of a tile would fall into a few sets of L1. */
+    const int64_t line = CONV_ALIGN / (int64_t)sizeof(real);
+    s.channel_pitch = (ceil_div(p->kernel_d * s.row_slots * s.row_pitch, line) | 1) * line;
+    return s;
+}
+
+/* Where tap (kd, kh, kw) of channel c begins. */
+INLINE int64_t strip_offset(const conv_problem *p, const strip_layout *s, int64_t c, int64_t kd, int64_t kh,
+                            int64_t kw) {
+    const int64_t slot = s->shared_rows ? kh * p->dilation_h : kh * s->rows;
+    const int64_t tap = kw * p->dilation_w;
+    const int64_t column = s->shared_cols ? tap % p->stride_w * s->plane + tap / p->stride_w : kw * s->plane;
+    return c * s->channel_pitch + (kd * s->row_slots + slot) * s->row_pitch + column;
+}
+
+/* Fills plane i of the strip with count channels from x (the first of them), for the outputs from (od, oh, ow) on. */
+static void strip_fill_plane(const conv_problem *p, const conv_io *io, const strip_layout *s, const real_unaligned *x,
+                             int64_t count, int64_t od, int64_t oh, int64_t ow, int64_t i, real *strip) {
+    const row_window window = row_window_of(p, io, s->shared_cols ? i : i * p->dilation_w, ow, s->plane);
+    strip += i * s->plane;
+    for (int64_t c = 0; c < count; c++, x += io->x_stride_c, strip += s->channel_pitch)
+        for (int64_t kd = 0; kd < p->kernel_d; kd++)
+            for (int64_t kh = 0; kh < p->kernel_h; kh++) {
+                /* In the shared layout the tap above has filled all rows but the last ones already. */
+                const int64_t seen = s->shared_rows && kh > 0 && p->dilation_h % p->stride_h == 0
+                                         ? max_i64(s->rows - p->dilation_h / p->stride_h, 0)
+                                         : 0;
+                for (int64_t r = seen; r < s->rows; r++) {
+                    const real_unaligned *row = input_row(p, io, x, od, oh + r, kd, kh);
+                    const int64_t slot = s->shared_rows ? r * p->stride_h + kh * p->dilation_h : kh * s->rows + r;
+                    gather_row(p, io, row, &window, strip + (kd * s->row_slots + slot) * s->row_pitch);
+                }
+            }
+}
+
+static void strip_fill(const conv_problem *p, const conv_io *io, const strip_layout *s, const real_unaligned *x,
+                       int64_t count, int64_t od, int64_t oh, int64_t ow, real *strip) {
+    for (int64_t i = 0; i < s->planes; i++) strip_fill_plane(p, io, s, x, count, od, oh, ow, i, strip);
+}
+
+#endif

@@ -1,0 +1,106 @@
+"""The Conv vectors in the onnx wheel: inputs and outputs that PyTorch made, and ONNX's own node tests.
+
+Padding that differs before and after an axis is all that an ONNX Conv can ask for and conv1d, conv2d and conv3d cannot:
+none of the vectors does, so none is left out. The ConvTranspose vectors beside them are another operator.
+"""
+
+import warnings
+from pathlib import Path
+
+import numpy as np
+import pytest
+from oracle import CONV, MODULE
+
+with warnings.catch_warnings():
+    warnings.simplefilter("ignore")
+    onnx = pytest.importorskip("onnx", reason="the vectors ride in the onnx wheel")
+    from onnx import numpy_helper
+
+FILE_VECTORS, NODE_VECTORS = 27, 6  # in onnx 1.23
+
+
+def conv_node(model):
+    """The model's Conv, if that is all it does."""
+    nodes = [node for node in model.graph.node if node.op_type != "Constant"]
+    return nodes[0] if len(nodes) == 1 and nodes[0].op_type == "Conv" else None
+
+
+def tensor(path):
+    return numpy_helper.to_array(onnx.load_tensor(str(path)))
+
+
+def file_vectors():
+    """(name, node, inputs, output) of the models that PyTorch exported."""
+    data = Path(onnx.__file__).parent / "backend" / "test" / "data"
+    for folder in sorted(path.parent for kind in data.glob("pytorch-*") for path in kind.glob("*/model.onnx")):
+        model = onnx.load(str(folder / "model.onnx"))
+        node = conv_node(model)
+        if node is None:
+            continue
+        known = {weight.name: numpy_helper.to_array(weight) for weight in model.graph.initializer}
+        free = [value.name for value in model.graph.input if value.name not in known]
+        for vectors in sorted(folder.glob("test_data_set_*")):
+            known.update({name: tensor(vectors / f"input_{i}.pb") for i, name in enumerate(free)})
+            yield folder.name, node, [known[name] for name in node.input], tensor(vectors / "output_0.pb")
+
+
+def node_vectors():
+    """The same of ONNX's node tests, which are made in memory."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        from onnx.backend.test.case import node as cases
+        from onnx.backend.test.case.node import conv  # noqa: F401  (importing it registers the tests)
+    for case in cases._NodeTestCases:
+        node = conv_node(case.model)
+        if node is not None and not case.name.endswith("_expanded"):
+            for inputs, outputs in case.data_sets:
+                yield case.name, node, list(inputs), outputs[0]
+
+
+def padding_of(given, size, kernel, stride, dilation):
+    """The padding before and after each axis, from a Conv's attributes."""
+    auto_pad = given.get("auto_pad", b"NOTSET").decode()
+    if auto_pad == "NOTSET":
+        pads = given.get("pads", [0] * 2 * len(size))
+        return list(zip(pads[: len(size)], pads[len(size) :]))
+    if auto_pad == "VALID":
+        return [(0, 0)] * len(size)
+    totals = [max((-(-n // s) - 1) * s + d * (k - 1) + 1 - n, 0) for n, k, s, d in zip(size, kernel, stride, dilation)]
+    pads = [(total // 2, total - total // 2) for total in totals]
+    return pads if auto_pad == "SAME_UPPER" else [pad[::-1] for pad in pads]
+
+
+def arguments_of(node, x, weight):
+    """A Conv node's attributes as pyconv's arguments."""
+    given = {attribute.name: onnx.helper.get_attribute_value(attribute) for attribute in node.attribute}
+    nd = x.ndim - 2
+    stride, dilation = given.get("strides", [1] * nd), given.get("dilations", [1] * nd)
+    pads = padding_of(given, x.shape[2:], weight.shape[2:], stride, dilation)
+    assert all(before == after for before, after in pads), "this vector cannot be said and has to be left out"
+    padding = tuple(before for before, _ in pads)
+    return {"stride": stride, "padding": padding, "dilation": dilation, "groups": given.get("group", 1)}
+
+
+VECTORS = {name: vector for source in (file_vectors, node_vectors) for name, *vector in source()}
+
+
+@pytest.mark.parametrize("name", VECTORS)
+def test_vector(name):
+    node, inputs, expected = VECTORS[name]
+    arguments = arguments_of(node, *inputs[:2])
+    nd = inputs[0].ndim - 2
+    y = CONV[nd](*inputs, **arguments)
+    assert y.dtype == expected.dtype
+    np.testing.assert_allclose(y, expected, rtol=1e-4, atol=1e-6)  # torch and pyconv round differently
+    weight = inputs[1]
+    channels = (weight.shape[1] * arguments["groups"], weight.shape[0])
+    layer = MODULE[nd](*channels, weight.shape[2:], **arguments, bias=len(inputs) > 2)
+    layer.load_state_dict(dict(zip(("weight", "bias"), inputs[1:])))
+    np.testing.assert_array_equal(layer(inputs[0]), y)
+
+
+def test_no_vector_was_missed():
+    from_files = {name for name, *_ in file_vectors()}
+    assert len(from_files) >= FILE_VECTORS
+    assert len(set(VECTORS) - from_files) >= NODE_VECTORS
+    assert not any("Transpose" in name for name in VECTORS)
