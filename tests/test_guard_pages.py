@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 from oracle import KINDS, check, make_case, needs_core, random_case, rows, setting
 
-CASES = 60  # random ones, per row, place and process
+CASES = 40  # random ones, per row, place and process
 ROWS = [*rows(), ("", "reference", "float32")]
 PLACES = ("end", "start")
 
