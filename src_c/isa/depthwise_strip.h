@@ -100,8 +100,8 @@ static void dw_shrink(const conv_problem *p, dw_plan *s, int64_t bytes, int64_t 
             bw = ceil_div(ceil_div(bw, 2), LANES) * LANES;
         else if (bd > 1)
             bd = ceil_div(bd, 2);
-        else if (bh > least_h)
-            bh = ceil_div(bh, 2);
+        else if (bh > least_h) /* whole tiles, of DW_ROWS or a little less */
+            bh = max_i64((bh - 1) / least_h * least_h, least_h);
         else
             break;
     }
