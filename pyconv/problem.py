@@ -67,6 +67,12 @@ class ConvProblem(NamedTuple):
         spatial = (self.in_d, self.in_h, self.in_w)[3 - self.rank :]
         return (self.n, self.groups * self.ic, *spatial)
 
+    @property
+    def weight_shape(self) -> tuple[int, ...]:
+        """Shape of the weight."""
+        kernel = (self.kernel_d, self.kernel_h, self.kernel_w)[3 - self.rank :]
+        return (self.groups * self.oc, self.ic, *kernel)
+
 
 def fail(kind: type[Exception], function: str, argument: str, rule: str, got: object) -> NoReturn:
     """Raise `kind` with the one form that messages about user input have."""

@@ -127,7 +127,9 @@ class Piece:
 class RunPiece(Piece):
     """One channel of the result, where a run of phases of the last axis are the channels of the convolution."""
 
-    def __init__(self, whole: ConvProblem, phases: tuple[Phase, ...], x_size: list[int], run: list[Phase], channel: int):
+    def __init__(
+        self, whole: ConvProblem, phases: tuple[Phase, ...], x_size: list[int], run: list[Phase], channel: int
+    ):
         super().__init__(whole, (*phases, run[0]), x_size)
         self.run = run
         self.channel = channel

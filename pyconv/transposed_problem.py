@@ -93,7 +93,9 @@ def output_padding_for(
     if not isinstance(output_size, (tuple, list)):
         fail(TypeError, layer, "output_size", "must be a tuple or list of ints", output_size)
     if len(output_size) not in (rank, x.ndim):
-        fail(ValueError, layer, "output_size", f"must have {rank} or {x.ndim} elements for {x.ndim}-D input", output_size)
+        fail(
+            ValueError, layer, "output_size", f"must have {rank} or {x.ndim} elements for {x.ndim}-D input", output_size
+        )
     wanted = per_axis(layer, "output_size", tuple(output_size[-rank:]), rank, 1)
     least = [
         (n - 1) * s - 2 * p + d * (k - 1) + 1

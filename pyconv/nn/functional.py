@@ -34,15 +34,13 @@ def conv_transposend(
     groups = positive_int(function, "groups", groups)
     x, weight, bias = check_arrays(function, rank, input, weight, bias, transposed_groups=groups)
     exact = config.is_exact(function, accuracy)
-    problem = transposed_problem(
-        function, rank, x, weight, stride, padding, output_padding, groups, dilation, exact
-    )
+    problem = transposed_problem(function, rank, x, weight, stride, padding, output_padding, groups, dilation, exact)
     plan = transposed_plan(function, problem, algorithm)
     shape = problem.input_shape if x.ndim == rank + 2 else problem.input_shape[1:]
     return compute(function, plan, x, weight, bias, shape, out)
 
 
-def compute(function, plan, x, weight, bias, shape, out):
+def compute(function, plan, x, weight, bias, shape, out=None):
     """Run a plan on arrays that were checked, into a new array or into `out`, which is checked here."""
     if out is None:
         y = np.empty(shape, x.dtype)
