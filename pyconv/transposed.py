@@ -31,7 +31,9 @@ from numpy.lib.stride_tricks import as_strided
 
 from . import config
 from .plan import algorithms, plan_for
-from .problem import AXES, ConvProblem, choice, fail, plain_problem
+from .problem import AXES, COMPILED_DTYPES, ConvProblem, choice, fail, plain_problem
+
+GEMM = "im2col_gemm"
 
 
 class Phase(NamedTuple):
@@ -116,8 +118,7 @@ class Piece:
 
     def weight(self, weight: np.ndarray) -> np.ndarray:
         """Return its filters, from a weight of shape (groups, oc, ic, *kernel)."""
-        taps = np.ascontiguousarray(weight[(..., *self.taps)].swapaxes(1, 2))
-        return taps.reshape(-1, *taps.shape[2:])
+        return channels_swapped(weight[(..., *self.taps)])
 
     def bias(self, bias: np.ndarray | None) -> np.ndarray | None:
         """Return its bias."""
@@ -154,11 +155,29 @@ class RunPiece(Piece):
     def weight(self, weight: np.ndarray) -> np.ndarray:
         """Return its filters, one for each phase of the run."""
         one = weight[(self.group, slice(None), self.channel_of_group, *self.taps[:-1])]
-        return np.stack([one[..., phase.taps] for phase in self.run])
+        firsts = np.array([phase.taps.start for phase in self.run])
+        if len(firsts) > 1 and (np.diff(firsts) != firsts[1] - firsts[0]).any():  # with some dilations
+            return np.stack([one[..., phase.taps] for phase in self.run])
+        taps = one[..., self.taps[-1]]
+        spacing = int(firsts[1] - firsts[0]) * one.strides[-1] if len(firsts) > 1 else 0
+        shape = (1, len(one), len(firsts), *taps.shape[1:])
+        return channels_swapped(as_strided(taps, shape, (0, one.strides[0], spacing, *taps.strides[1:])))
 
     def bias(self, bias: np.ndarray | None) -> np.ndarray | None:
         """Return its bias: one channel's for all."""
         return None if bias is None else np.full(len(self.run), bias[self.channel])
+
+
+def channels_swapped(weight: np.ndarray) -> np.ndarray:
+    """Return (groups, oc, ic, ...) as a new (groups * ic, oc, ...)."""
+    groups, oc, ic, *kernel = weight.shape
+    swapped = np.empty((groups, ic, oc, *kernel), weight.dtype)
+    if config.core is not None and weight.dtype in COMPILED_DTYPES:
+        axes = (slice(None), slice(None), slice(None), *[None] * (3 - len(kernel)))
+        config.core.copy_swapped(weight[axes], swapped[axes])
+    else:
+        swapped[...] = weight.swapaxes(1, 2)
+    return swapped.reshape(groups * ic, oc, *kernel)
 
 
 class TransposedPlan:
@@ -214,6 +233,9 @@ class WeightGradientPlan:
         self.channels_are_pixels = p.rank < 3
         if self.channels_are_pixels:
             axes.append((p.ic, p.ic, 1, 1, 1, 0))
+        # One tap means pixels without neighbours, and so nothing that `direct` could use twice.
+        if algorithm is None and p.kernel_d * p.kernel_h * p.kernel_w == 1 and GEMM in algorithms(p.dtype):
+            algorithm = GEMM
         counts = (1 if self.channels_are_pixels else p.ic, p.groups, p.n, p.oc)
         self.plan = plan_for(plain_problem(len(axes), np.dtype(p.dtype), counts, axes, 0, bool(p.exact)), algorithm)
 
