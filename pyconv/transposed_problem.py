@@ -92,6 +92,8 @@ def output_padding_for(
     rank = len(kernel)
     if not isinstance(output_size, (tuple, list)):
         fail(TypeError, layer, "output_size", "must be a tuple or list of ints", output_size)
+    if not isinstance(x, np.ndarray) or x.ndim not in (rank + 1, rank + 2):
+        return (0,) * rank  # check_arrays will tell
     if len(output_size) not in (rank, x.ndim):
         fail(
             ValueError, layer, "output_size", f"must have {rank} or {x.ndim} elements for {x.ndim}-D input", output_size
