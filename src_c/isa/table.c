@@ -2,12 +2,14 @@
  * Adding an algorithm is one file and one word here. */
 #include "direct.c"
 #include "im2col_gemm.c"
+#include "winograd.c"
 
 #define ALGORITHM(name) \
     {#name,       name##_accepts,       name##_packed_bytes, name##_pack_tasks, \
      name##_pack, name##_scratch_bytes, name##_tasks,        name##_run}
 
 static const conv_algo algorithms[] = {
+    ALGORITHM(winograd),
     ALGORITHM(direct),
     ALGORITHM(im2col_gemm),
 };
