@@ -3,6 +3,7 @@
 #include "depthwise.c"
 #include "direct.c"
 #include "im2col_gemm.c"
+#include "winograd.c"
 
 #define ALGORITHM(name) \
     {#name,       name##_accepts,       name##_packed_bytes, name##_pack_tasks, \
@@ -10,6 +11,7 @@
 
 static const conv_algo algorithms[] = {
     ALGORITHM(depthwise),
+    ALGORITHM(winograd),
     ALGORITHM(direct),
     ALGORITHM(im2col_gemm),
 };
