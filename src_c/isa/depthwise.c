@@ -134,11 +134,11 @@ static void find_inner(dw_task *t) {
 }
 
 /* One tile over more than t->terms terms: chains of whole input channels or of a part of one (chain_terms). */
-static void tile_chains(const dw_task *t, int64_t channels, const tile_job *all) {
+static void tile_chains(const dw_task *t, int64_t channels, const dw_tile_job *all) {
     real sum[(DW_ACCS > DW_ROWS ? DW_ACCS : DW_ROWS) * LANES] __attribute__((aligned(CONV_ALIGN)));
     const int64_t ic = t->p->ic, at_once = max_i64(t->terms / t->taps, 1);
     const int64_t step = t->taps <= t->terms ? t->chunks : t->terms / t->s->chunk;
-    tile_job job = *all;
+    dw_tile_job job = *all;
     job.bias = NULL;
     job.out = sum;
     job.out_row = LANES;
@@ -157,7 +157,7 @@ static void tile_chains(const dw_task *t, int64_t channels, const tile_job *all)
                 job.out_channel = all->out_channel;
                 job.bias = all->bias;
             }
-            tile_run(channels, t->s->chunk, t->s->across, &job);
+            dw_tile_run(channels, t->s->chunk, t->s->across, &job);
             job.sum = sum;
             job.weights += job.ic * (job.whole * t->s->chunk + job.less * (t->s->chunk - 1)) * channels;
         }
@@ -165,12 +165,12 @@ static void tile_chains(const dw_task *t, int64_t channels, const tile_job *all)
 }
 
 /* All tiles of a job. */
-static void tiles_run(const dw_task *t, int64_t channels, const tile_job *job) {
+static void tiles_run(const dw_task *t, int64_t channels, const dw_tile_job *job) {
     if (t->p->ic * t->taps <= t->terms) {
-        tile_run(channels, t->s->chunk, t->s->across, job);
+        dw_tile_run(channels, t->s->chunk, t->s->across, job);
         return;
     }
-    tile_job one = *job;
+    dw_tile_job one = *job;
     one.groups = one.tiles = 1;
     one.first_column = one.last_column = 0;
     for (int64_t group = 0; group < job->groups; group++) {
@@ -210,7 +210,7 @@ static void rows_run(const dw_task *t, const dw_batch_at *b, const dw_rows_at *a
     const dw_plan *s = t->s;
     const int64_t columns = t->b.count_w, inner = t->inner_last > 0;
     const int64_t ends[4] = {0, inner ? t->inner_first : columns, inner ? t->inner_last : columns, columns};
-    tile_job job = {.weights = b->weights + at->m * t->p->ic * t->taps, .bias = b->bias ? b->bias + at->m : NULL};
+    dw_tile_job job = {.weights = b->weights + at->m * t->p->ic * t->taps, .bias = b->bias ? b->bias + at->m : NULL};
     job.whole = t->whole;
     job.less = t->chunks - t->whole;
     job.ic = t->p->ic;

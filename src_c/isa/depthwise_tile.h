@@ -6,7 +6,7 @@
 
 /* Tiles of `rows` vectors for each of some output channels: columns first_column, + column_step, ..., last_column (the
  * last step is cut short: the tiles overlap) of `tiles` tiles, tile_* apart, of `groups` groups, group_* apart. */
-typedef struct tile_job {
+typedef struct dw_tile_job {
     const real *strip, *weights;
     const int64_t *offsets; /* of the chunks: whole of them have all the taps, then less of them have one less */
     int64_t whole, less, ic, channel, lane_row;
@@ -17,7 +17,7 @@ typedef struct tile_job {
     int64_t out_row, out_channel;
     const real *sum;  /* of the terms before these, [channel][row][LANES], or NULL */
     const real *bias; /* of the tile's first channel at the last terms, else NULL */
-} tile_job;
+} dw_tile_job;
 
 /* Volatile where more than one product uses the vector: gcc would load it again for each of the first two. */
 INLINE vec tile_load(const real *x, const int uses) {
@@ -97,7 +97,7 @@ INLINE void tile_one(const int channels, const int taps, const int rows, const t
     tile_store(channels, rows, t, bias, out, acc);
 }
 
-INLINE void tile_all(const int channels, const int taps, const int across, const int rows, const tile_job *job) {
+INLINE void tile_all(const int channels, const int taps, const int across, const int rows, const dw_tile_job *job) {
     const tile_constants t = {job->offsets, job->whole, job->less, job->ic, job->channel,
                               across ? LANES : job->lane_row, job->out_row, job->out_channel, job->sum};
     const int64_t groups = job->groups, tiles = job->tiles, first = job->first_column, last = job->last_column;
@@ -128,7 +128,7 @@ INLINE int tile_most_rows(int64_t channels) { return channels == 1 ? DW_ROWS : (
         if (r <= most) tile_all(channels, taps, across, r <= most ? r : 1, job); \
         break;
 
-INLINE void tile_of_rows(const int channels, const int taps, const int across, const tile_job *job) {
+INLINE void tile_of_rows(const int channels, const int taps, const int across, const dw_tile_job *job) {
     const int most = tile_most_rows(channels);
     switch (job->rows) {
         DW_TILE_ROWS(1) DW_TILE_ROWS(2) DW_TILE_ROWS(3) DW_TILE_ROWS(4) DW_TILE_ROWS(5) DW_TILE_ROWS(6)
@@ -139,8 +139,8 @@ INLINE void tile_of_rows(const int channels, const int taps, const int across, c
 
 /* The name says channels, taps. */
 #define DW_TILE(c, t) \
-    static void tile_rows_##c##_##t(const tile_job *job) { tile_of_rows(c, t, 0, job); } \
-    static void tile_across_##c##_##t(const tile_job *job) { tile_of_rows(c, t, 1, job); }
+    static void tile_rows_##c##_##t(const dw_tile_job *job) { tile_of_rows(c, t, 0, job); } \
+    static void tile_across_##c##_##t(const dw_tile_job *job) { tile_of_rows(c, t, 1, job); }
 DW_TILE(1, 1)
 DW_TILE(1, 2)
 DW_TILE(1, 3)
@@ -150,8 +150,8 @@ DW_TILE(3, 1)
 DW_TILE(4, 1)
 
 /* Tiles of several channels have one tap to a chunk. */
-static void tile_run(int64_t channels, int64_t taps, int64_t across, const tile_job *job) {
-    static void (*const of[2][DW_TAPS + DW_CHANNELS - 1])(const tile_job *) = {
+static void dw_tile_run(int64_t channels, int64_t taps, int64_t across, const dw_tile_job *job) {
+    static void (*const of[2][DW_TAPS + DW_CHANNELS - 1])(const dw_tile_job *) = {
         {tile_rows_1_1, tile_rows_1_2, tile_rows_1_3, tile_rows_1_4, tile_rows_2_1, tile_rows_3_1, tile_rows_4_1},
         {tile_across_1_1, tile_across_1_2, tile_across_1_3, tile_across_1_4, tile_across_2_1, tile_across_3_1,
          tile_across_4_1},
