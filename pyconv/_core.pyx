@@ -273,7 +273,7 @@ cdef class NativePlan:
 
 
 cdef void set_strides(const Py_buffer *view, int rank, int itemsize, int64_t *strides) noexcept:
-    """The strides n, c, d, h, w in elements; 0 for an axis that is absent or of length 1, where NumPy's mean nothing."""
+    """The strides n, c, d, h, w in elements; 0 for an axis that is absent or of length 1, whose own means nothing."""
     cdef int axis, position, leading = view.ndim - rank  # (n, c) or (c,)
     for axis in range(5):
         strides[axis] = 0

@@ -24,8 +24,9 @@ LIMIT = 2**60
 class ConvProblem(NamedTuple):
     """A convolution of any rank as a 3-D one; the fields of ``conv_problem`` in src_c/conv.h, and two of Python's own.
 
-    ``ic`` and ``oc`` count the channels of one group, ``pad_*`` what lies before the first element. ``rank`` is the
-    number of spatial axes the arrays have, ``dtype`` the NumPy name of the element type.
+    ``ic`` and ``oc`` count the channels of one group, ``pad_*`` what lies before the first element. ``raw`` is 1
+    where weights are packed for one call alone, ``rank`` the number of spatial axes the arrays have, ``dtype`` the
+    NumPy name of the element type.
     """
 
     n: int
@@ -52,6 +53,7 @@ class ConvProblem(NamedTuple):
     pad_w: int
     pad_mode: int
     exact: int
+    raw: int
     rank: int
     dtype: str
 
@@ -172,11 +174,12 @@ def same_dtype(function: str, argument: str, array: np.ndarray, x: np.ndarray) -
 
 def conv_problem(
     function: str, rank: int, x: np.ndarray, weight: np.ndarray, stride: Any, padding: Any, dilation: Any, groups: Any,
-    padding_mode: str, exact: bool,
+    padding_mode: str, exact: bool, raw: bool = False,
 ) -> ConvProblem:  # fmt: skip
     """Check the geometry of a convolution of arrays that :func:`check_arrays` returned.
 
-    Ints pass as they are and everything else as a tuple of ints: the cache behind never takes True or 1.0 for 1.
+    Ints pass as they are and everything else as a tuple of ints: the cache behind never takes True or 1.0 for 1. `raw`
+    says that the weights will be packed for one call alone, which counts in the choice of the algorithm.
     """
     if type(stride) is not int or stride < 1:
         stride = per_axis(function, "stride", stride, rank, 1)
@@ -191,13 +194,13 @@ def conv_problem(
         groups = positive_int(function, "groups", groups)
     choice(function, "padding_mode", padding_mode, PAD_MODES)
     return _geometry(
-        function, rank, x.shape, weight.shape, x.dtype, stride, padding, dilation, groups, padding_mode, exact
+        function, rank, x.shape, weight.shape, x.dtype, stride, padding, dilation, groups, padding_mode, exact, raw
     )
 
 
 @lru_cache(maxsize=1024)
 def _geometry(
-    function, rank, x_shape, weight_shape, dtype, stride, padding, dilation, groups, padding_mode, exact
+    function, rank, x_shape, weight_shape, dtype, stride, padding, dilation, groups, padding_mode, exact, raw
 ) -> ConvProblem:
     """Do the shape arithmetic of :func:`conv_problem`; raises on what does not fit together."""
     n, channels, *size = x_shape if len(x_shape) == rank + 2 else (1, *x_shape)
@@ -220,10 +223,12 @@ def _geometry(
         fail(ValueError, function, "padding", "makes the output larger than any memory", f"output size {tuple(out)}")
     counts = n, groups, ic, out_channels // groups
     axes = list(zip(size, out, kernel, strides, dilations, (before for before, _ in pads), strict=True))
-    return plain_problem(rank, dtype, counts, axes, PAD_MODES[padding_mode], exact)
+    return plain_problem(rank, dtype, counts, axes, PAD_MODES[padding_mode], exact, raw)
 
 
-def plain_problem(rank: int, dtype: np.dtype, counts, axes, pad_mode: int, exact: bool) -> ConvProblem:
+def plain_problem(
+    rank: int, dtype: np.dtype, counts, axes, pad_mode: int, exact: bool, raw: bool = False
+) -> ConvProblem:
     """Return the problem with `counts` (n, groups, ic, oc) and, per axis, (in, out, kernel, stride, dilation, pad)."""
     fields = dict(zip(("n", "groups", "ic", "oc"), counts, strict=True))
     for axis, letter in enumerate(AXES, start=rank - 3):
@@ -236,7 +241,7 @@ def plain_problem(rank: int, dtype: np.dtype, counts, axes, pad_mode: int, exact
         fields[f"stride_{letter}"] = stride if out > 1 else 1
         fields[f"dilation_{letter}"] = dilation if kernel > 1 else 1
         fields[f"pad_{letter}"] = pad
-    return ConvProblem(**fields, pad_mode=pad_mode, exact=int(exact), rank=rank, dtype=dtype.name)
+    return ConvProblem(**fields, pad_mode=pad_mode, exact=int(exact), raw=int(raw), rank=rank, dtype=dtype.name)
 
 
 def check_channels(function: str, groups: int, channels: int, out_channels: int, ic: int) -> None:

@@ -339,6 +339,12 @@ def algorithms(isa, kind):
     return tuple(_core.algorithms(isa, KINDS[kind]))
 
 
+def takes_nothing(row):
+    """Winograd's transforms need vectors of four lanes: with two its row of the table refuses every problem."""
+    isa, algorithm, kind = row
+    return algorithm == "winograd" and _core.vector_bytes(isa) // np.dtype(kind).itemsize < 4
+
+
 @contextlib.contextmanager
 def setting(isa=None, threads=None, accuracy=None):
     """Another ISA, thread count or accuracy for the time of a `with` block."""

@@ -20,7 +20,8 @@ def convnd(
     """Compute what conv1d, conv2d and conv3d document; `function` names the caller in messages."""
     x, weight, bias = check_arrays(function, rank, input, weight, bias)
     exact = config.is_exact(function, accuracy)
-    problem = conv_problem(function, rank, x, weight, stride, padding, dilation, groups, padding_mode, exact)
+    raw = algorithm is None  # an algorithm that was asked for need not be worth its packing
+    problem = conv_problem(function, rank, x, weight, stride, padding, dilation, groups, padding_mode, exact, raw)
     plan = plan_for(problem, algorithm)
     shape = problem.output_shape if x.ndim == rank + 2 else problem.output_shape[1:]
     return compute(function, plan, x, weight, bias, shape, out)

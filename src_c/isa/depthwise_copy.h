@@ -200,8 +200,7 @@ static void dw_gather_channels(const conv_problem *p, const conv_io *io, const d
                         for (int64_t j = 0; j < dw_class_length(&s->h, ch, b->count_h); j++) {
                             const int64_t d = pad_index(dw_source_index(&s->d, cd, b->d, i), p->in_d, p->pad_mode);
                             const int64_t h = pad_index(dw_source_index(&s->h, ch, b->h, j), p->in_h, p->pad_mode);
-                            gather_row(p, io,
-                                       x + c * io->x_stride_c + d * io->x_stride_d + h * io->x_stride_h, &window,
+                            gather_row(p, io, x + c * io->x_stride_c + d * io->x_stride_d + h * io->x_stride_h, &window,
                                        strip + c * s->channel + (cd * s->d.length + i) * s->slice +
                                            (ch * s->h.length + j) * s->rows + w[cw].base);
                         }

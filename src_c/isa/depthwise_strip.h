@@ -27,7 +27,8 @@ typedef struct dw_axis {
 
 typedef struct dw_plan {
     dw_axis d, h, w;
-    int64_t row, rows, slice, channel; /* elements from one to the next: of a class of a row, a row, a depth, a channel */
+    int64_t row, rows, slice,
+        channel; /* elements from one to the next: of a class of a row, a row, a depth, a channel */
     /* Tiles: accumulator r is a vector along a row (across) or in a row, tile_step rows apart. Chunks: up to chunk taps
      * that share the loads of a tile, chunk_stride apart; a class is cut into so many pieces. */
     int64_t across, tile_step, chunk, pieces, chunk_stride;
@@ -114,8 +115,8 @@ static void dw_chunks(const conv_problem *p, dw_plan *s) {
     const int64_t rows = s->h.block / (per_class_h > 1 ? s->h.step : 1), vectors = ceil_div(s->w.block, LANES);
     const int64_t fold = LANES % s->w.step == 0 ? LANES / s->w.step * s->w.classes : p->kernel_w;
     const int64_t per_class_w = ceil_div(p->kernel_w, fold);
-    s->across = vectors > min_i64(rows, 4) &&
-                (rows < 4 || min_i64(per_class_w, DW_TAPS) > min_i64(per_class_h, DW_TAPS));
+    s->across =
+        vectors > min_i64(rows, 4) && (rows < 4 || min_i64(per_class_w, DW_TAPS) > min_i64(per_class_h, DW_TAPS));
     int64_t taps = s->across ? per_class_w : per_class_h;
     s->chunk_stride = s->across ? fold : s->h.classes;
     if (!s->across && rows < 2) {
@@ -184,7 +185,7 @@ INLINE void dw_visit_chunks(const conv_problem *p, const dw_plan *s, dw_visitor 
     const int64_t tap_of = s->across ? 1 : p->kernel_w, tap_of_other = s->across ? p->kernel_w : 1;
     for (int64_t size = s->chunk; size > 0 && size >= s->chunk - 1; size--)
         for (int64_t kd = 0; kd < p->kernel_d; kd++)
-            for (int64_t class = 0; class < min_i64(s->chunk_stride, kernel); class++) {
+            for (int64_t class = 0; class < min_i64(s->chunk_stride, kernel); class ++) {
                 const int64_t count = ceil_div(kernel - class, s->chunk_stride);
                 for (int64_t piece = 0; piece < s->pieces; piece++) {
                     const int64_t from = piece * count / s->pieces, to = (piece + 1) * count / s->pieces;

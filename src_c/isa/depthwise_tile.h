@@ -37,19 +37,17 @@ INLINE const real *tile_chunks(const int channels, const int taps, const int row
         for (int i = 0; i < rows; i++) {
             const vec v = tile_load(x + i * lane_row, taps);
             UNROLL
-            for (int k = 0; k < taps; k++)
-                UNROLL
-                for (int o = 0; o < channels; o++)
-                    if (i >= k) acc[o * rows + i - k] += w[k * channels + o] * v;
+            for (int k = 0; k < taps; k++) UNROLL
+            for (int o = 0; o < channels; o++)
+                if (i >= k) acc[o * rows + i - k] += w[k * channels + o] * v;
         }
         UNROLL
         for (int i = rows; i < rows + taps - 1; i++) { /* below the last row */
             const vec v = tile_load(x + i * lane_row, taps);
             UNROLL
-            for (int k = 1; k < taps; k++)
-                UNROLL
-                for (int o = 0; o < channels; o++)
-                    if (i >= k && i - k < rows) acc[o * rows + i - k] += w[k * channels + o] * v;
+            for (int k = 1; k < taps; k++) UNROLL
+            for (int o = 0; o < channels; o++)
+                if (i >= k && i - k < rows) acc[o * rows + i - k] += w[k * channels + o] * v;
         }
     }
     return weights;
@@ -85,21 +83,21 @@ INLINE void tile_one(const int channels, const int taps, const int rows, const t
                      const real *weights, const real *bias, real *out) {
     vec acc[DW_CHANNELS * 14]; /* those that are used are registers */
     UNROLL
-    for (int o = 0; o < channels; o++)
-        UNROLL
-        for (int r = 0; r < rows; r++) acc[o * rows + r] = vec_zero();
+    for (int o = 0; o < channels; o++) UNROLL
+    for (int r = 0; r < rows; r++) acc[o * rows + r] = vec_zero();
     for (int64_t c = 0; c < t->ic; c++, strip += t->channel) {
         weights = tile_chunks(channels, taps, rows, t->offsets, t->whole, strip, t->lane_row, weights, acc);
         if (taps > 1)
-            weights = tile_chunks(channels, taps - 1, rows, t->offsets + t->whole, t->less, strip, t->lane_row,
-                                  weights, acc);
+            weights =
+                tile_chunks(channels, taps - 1, rows, t->offsets + t->whole, t->less, strip, t->lane_row, weights, acc);
     }
     tile_store(channels, rows, t, bias, out, acc);
 }
 
 INLINE void tile_all(const int channels, const int taps, const int across, const int rows, const dw_tile_job *job) {
-    const tile_constants t = {job->offsets, job->whole, job->less, job->ic, job->channel,
-                              across ? LANES : job->lane_row, job->out_row, job->out_channel, job->sum};
+    const tile_constants t = {job->offsets, job->whole,       job->less,
+                              job->ic,      job->channel,     across ? LANES : job->lane_row,
+                              job->out_row, job->out_channel, job->sum};
     const int64_t groups = job->groups, tiles = job->tiles, first = job->first_column, last = job->last_column;
     const int64_t step = job->column_step, tile_strip = job->tile_strip, tile_out = job->tile_out;
     const int64_t group_strip = job->group_strip, group_weights = job->group_weights, group_out = job->group_out;
@@ -131,9 +129,9 @@ INLINE int tile_most_rows(int64_t channels) { return channels == 1 ? DW_ROWS : (
 INLINE void tile_of_rows(const int channels, const int taps, const int across, const dw_tile_job *job) {
     const int most = tile_most_rows(channels);
     switch (job->rows) {
-        DW_TILE_ROWS(1) DW_TILE_ROWS(2) DW_TILE_ROWS(3) DW_TILE_ROWS(4) DW_TILE_ROWS(5) DW_TILE_ROWS(6)
-        DW_TILE_ROWS(7) DW_TILE_ROWS(8) DW_TILE_ROWS(9) DW_TILE_ROWS(10) DW_TILE_ROWS(11) DW_TILE_ROWS(12)
-        DW_TILE_ROWS(13) DW_TILE_ROWS(14)
+        DW_TILE_ROWS(1)
+        DW_TILE_ROWS(2) DW_TILE_ROWS(3) DW_TILE_ROWS(4) DW_TILE_ROWS(5) DW_TILE_ROWS(6) DW_TILE_ROWS(7) DW_TILE_ROWS(8)
+            DW_TILE_ROWS(9) DW_TILE_ROWS(10) DW_TILE_ROWS(11) DW_TILE_ROWS(12) DW_TILE_ROWS(13) DW_TILE_ROWS(14)
     }
 }
 
