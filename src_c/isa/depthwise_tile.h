@@ -130,8 +130,19 @@ INLINE void tile_of_rows(const int channels, const int taps, const int across, c
     const int most = tile_most_rows(channels);
     switch (job->rows) {
         DW_TILE_ROWS(1)
-        DW_TILE_ROWS(2) DW_TILE_ROWS(3) DW_TILE_ROWS(4) DW_TILE_ROWS(5) DW_TILE_ROWS(6) DW_TILE_ROWS(7) DW_TILE_ROWS(8)
-            DW_TILE_ROWS(9) DW_TILE_ROWS(10) DW_TILE_ROWS(11) DW_TILE_ROWS(12) DW_TILE_ROWS(13) DW_TILE_ROWS(14)
+        DW_TILE_ROWS(2)
+        DW_TILE_ROWS(3)
+        DW_TILE_ROWS(4)
+        DW_TILE_ROWS(5)
+        DW_TILE_ROWS(6)
+        DW_TILE_ROWS(7)
+        DW_TILE_ROWS(8)
+        DW_TILE_ROWS(9)
+        DW_TILE_ROWS(10)
+        DW_TILE_ROWS(11)
+        DW_TILE_ROWS(12)
+        DW_TILE_ROWS(13)
+        DW_TILE_ROWS(14)
     }
 }
 

@@ -179,7 +179,14 @@ INLINE void gemm_tile_of_rows(int64_t mr, const int nv, int64_t kc, const real *
         TILE_ROWS(4)
         TILE_ROWS(5)
         TILE_ROWS(6)
-        TILE_ROWS(7) TILE_ROWS(8) TILE_ROWS(9) TILE_ROWS(10) TILE_ROWS(11) TILE_ROWS(12) TILE_ROWS(13) TILE_ROWS(14)
+        TILE_ROWS(7)
+        TILE_ROWS(8)
+        TILE_ROWS(9)
+        TILE_ROWS(10)
+        TILE_ROWS(11)
+        TILE_ROWS(12)
+        TILE_ROWS(13)
+        TILE_ROWS(14)
     }
 }
 

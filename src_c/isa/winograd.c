@@ -278,8 +278,18 @@ static void winograd_tile_any(int64_t r, const winograd_product *x) {
     switch (r) {
         WINOGRAD_CASE(1)
         WINOGRAD_CASE(2)
-        WINOGRAD_CASE(3) WINOGRAD_CASE(4) WINOGRAD_CASE(5) WINOGRAD_CASE(6) WINOGRAD_CASE(7) WINOGRAD_CASE(8)
-            WINOGRAD_CASE(9) WINOGRAD_CASE(10) WINOGRAD_CASE(11) WINOGRAD_CASE(12) WINOGRAD_CASE(13) WINOGRAD_CASE(14)
+        WINOGRAD_CASE(3)
+        WINOGRAD_CASE(4)
+        WINOGRAD_CASE(5)
+        WINOGRAD_CASE(6)
+        WINOGRAD_CASE(7)
+        WINOGRAD_CASE(8)
+        WINOGRAD_CASE(9)
+        WINOGRAD_CASE(10)
+        WINOGRAD_CASE(11)
+        WINOGRAD_CASE(12)
+        WINOGRAD_CASE(13)
+        WINOGRAD_CASE(14)
     }
 }
 
