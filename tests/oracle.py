@@ -371,3 +371,14 @@ def cpu_flags():
     with open("/proc/cpuinfo", encoding="utf-8") as file:
         lines = [line for line in file if line.lower().startswith(("flags", "features"))]
     return set(lines[0].split(":", 1)[1].split()) if lines else set()
+
+
+@contextlib.contextmanager
+def refusal_skips(algorithm):
+    """Skip the test where a row of the table does not take its shapes."""
+    try:
+        yield
+    except ValueError as error:
+        if "must accept" not in str(error):
+            raise
+        pytest.skip(f"{algorithm} does not take these shapes")

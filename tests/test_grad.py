@@ -6,7 +6,20 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from oracle import CONV, DTYPES, Case, build_case, check, fill, make_case, native, relayout, rows, setting
+from oracle import (
+    CONV,
+    DTYPES,
+    Case,
+    build_case,
+    check,
+    fill,
+    make_case,
+    native,
+    refusal_skips,
+    relayout,
+    rows,
+    setting,
+)
 from transposed import GRADIENTS, gradients
 
 from pyconv import nn
@@ -96,7 +109,9 @@ def test_every_row_of_the_table(isa, algorithm, kind, kernel):
     case = make_case(rng, (3, 48, 9, 8), (40, 48, kernel, kernel), kind, False, stride=2, padding=1, seed=1)
     with setting(isa=isa):
         dy = gradient_of_output(case)
-        assert_gradients(both(case, dy, algorithm=algorithm), case, dy)
+        with refusal_skips(algorithm):
+            gradients = both(case, dy, algorithm=algorithm)
+        assert_gradients(gradients, case, dy)
 
 
 @given(case=cases(), data=st.data())

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from oracle import DTYPES, LAYOUTS, check, fill, native, relayout, rows, setting
+from oracle import DTYPES, LAYOUTS, check, fill, native, refusal_skips, relayout, rows, setting
 from test_errors import little_memory
 from transposed import TRANSPOSED, TransposedCase, build_transposed, convolve_transposed, make_transposed
 
@@ -81,7 +81,9 @@ def test_every_row_of_the_table(isa, algorithm, kind):
     with setting(isa=isa):
         for arguments in ({"stride": 2, "padding": 1}, {"stride": (3, 2), "dilation": (2, 3), "output_padding": 1}):
             case = make_transposed(rng, (2, 6, 7, 5), (6, 40, 4, 3), kind, **arguments)
-            check(case.run(algorithm=algorithm), case)
+            with refusal_skips(algorithm):
+                y = case.run(algorithm=algorithm)
+            check(y, case)
 
 
 @given(
