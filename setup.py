@@ -43,6 +43,8 @@ REQUIRE_CORE = WERROR or os.environ.get("PYCONV_REQUIRE_CORE", "0") not in ("", 
 # clang before 14 has it off. No link-time optimisation: it would move code of one instruction set into another's.
 C_FLAGS = "-O3 -std=gnu11 -fvisibility=hidden -ffp-contract=fast -fno-lto -Wall -Wextra".split()
 C_FLAGS += ["-Werror"] if WERROR else []
+# Python's own flags ask for debug information, which takes a third more time to compile; CFLAGS=-g keeps it.
+C_FLAGS += [] if "-g" in os.environ.get("CFLAGS", "").split() else ["-g0"]
 # No loop of Cython's C is worth -O3, which takes twice the time; for a prange it copies variables that gcc cannot see
 # to be set, and clang does not know that warning.
 CORE_FLAGS = ["-O2", "-Wno-unknown-warning-option", "-Wno-maybe-uninitialized"]

@@ -11,13 +11,16 @@ __version__ = "0.1.0"
 
 from . import nn
 from .config import get_accuracy, get_num_threads, set_accuracy, set_num_threads, show_config
-from .nn.functional import conv1d, conv2d, conv3d
+from .nn.functional import conv1d, conv2d, conv3d, conv_transpose1d, conv_transpose2d, conv_transpose3d
 from .nn.init import manual_seed
 
 __all__ = [
     "conv1d",
     "conv2d",
     "conv3d",
+    "conv_transpose1d",
+    "conv_transpose2d",
+    "conv_transpose3d",
     "get_accuracy",
     "get_num_threads",
     "manual_seed",

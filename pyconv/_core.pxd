@@ -12,7 +12,7 @@ cdef extern from "conv.h" nogil:
         int64_t stride_d, stride_h, stride_w
         int64_t dilation_d, dilation_h, dilation_w
         int64_t pad_d, pad_h, pad_w
-        int32_t pad_mode, exact
+        int32_t pad_mode, exact, raw
 
     ctypedef struct conv_io:
         const void *x

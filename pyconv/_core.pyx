@@ -273,7 +273,7 @@ cdef class NativePlan:
 
 
 cdef void set_strides(const Py_buffer *view, int rank, int itemsize, int64_t *strides) noexcept:
-    """The strides n, c, d, h, w in elements; 0 for an axis that is absent or of length 1, where NumPy's mean nothing."""
+    """The strides n, c, d, h, w in elements; 0 for an axis that is absent or of length 1, whose own means nothing."""
     cdef int axis, position, leading = view.ndim - rank  # (n, c) or (c,)
     for axis in range(5):
         strides[axis] = 0
@@ -281,3 +281,34 @@ cdef void set_strides(const Py_buffer *view, int rank, int itemsize, int64_t *st
         if view.shape[axis] > 1:
             position = axis + 2 - leading if axis < leading else axis + 5 - view.ndim
             strides[position] = view.strides[axis] // itemsize
+
+
+def copy_swapped(const real[:, :, :, :, :, :] source, real[:, :, :, :, :, ::1] out):
+    """out[g, b, a, d, h, w] = source[g, a, b, d, h, w], in blocks: a transposed copy by rows misses the cache."""
+    cdef Py_ssize_t groups = out.shape[0], rows = out.shape[1], columns = out.shape[2]
+    cdef Py_ssize_t taps = out.shape[3] * out.shape[4] * out.shape[5], g, row, column, a, b, t
+    cdef Py_ssize_t *offsets
+    cdef const real *read
+    cdef real *write
+    if out.size == 0:
+        return
+    offsets = <Py_ssize_t *> aligned_new(taps * sizeof(Py_ssize_t))
+    if offsets == NULL:
+        raise MemoryError(f"no memory for the offsets of {taps} taps")
+    with nogil:
+        for t in range(taps):
+            offsets[t] = (
+                t // (out.shape[4] * out.shape[5]) * source.strides[3]
+                + t // out.shape[5] % out.shape[4] * source.strides[4]
+                + t % out.shape[5] * source.strides[5]
+            ) // <Py_ssize_t> sizeof(real)
+        for g in range(groups):
+            for a in range(0, columns, 16):
+                for b in range(0, rows, 16):
+                    for row in range(b, min(b + 16, rows)):
+                        for column in range(a, min(a + 16, columns)):
+                            read = &source[g, column, row, 0, 0, 0]
+                            write = &out[g, row, column, 0, 0, 0]
+                            for t in range(taps):
+                                write[t] = read[offsets[t]]
+    aligned_free(offsets)

@@ -212,7 +212,7 @@ def config() -> dict[str, object]:
         "ISA compiled": ", ".join(core.isas_compiled()) if compiled else "none",
         "ISA available": ", ".join(isas_available()),
         "ISA in use": isa(),
-        "threads": get_num_threads() if compiled and core.OPENMP else "NumPy's own" if not compiled else 1,
+        "threads": get_num_threads() if compiled and core.OPENMP else 1,
         "thread limits": ", ".join(limits) + "; set_num_threads overrides them",
         "L1 data cache": f"{caches[0] // 1024} KiB" if compiled else "unknown",
         "L2 cache": f"{caches[1] // 1024} KiB" if compiled else "unknown",

@@ -24,8 +24,9 @@ LIMIT = 2**60
 class ConvProblem(NamedTuple):
     """A convolution of any rank as a 3-D one; the fields of ``conv_problem`` in src_c/conv.h, and two of Python's own.
 
-    ``ic`` and ``oc`` count the channels of one group, ``pad_*`` what lies before the first element. ``rank`` is the
-    number of spatial axes the arrays have, ``dtype`` the NumPy name of the element type.
+    ``ic`` and ``oc`` count the channels of one group, ``pad_*`` what lies before the first element. ``raw`` is 1
+    where weights are packed for one call alone, ``rank`` the number of spatial axes the arrays have, ``dtype`` the
+    NumPy name of the element type.
     """
 
     n: int
@@ -52,6 +53,7 @@ class ConvProblem(NamedTuple):
     pad_w: int
     pad_mode: int
     exact: int
+    raw: int
     rank: int
     dtype: str
 
@@ -60,6 +62,18 @@ class ConvProblem(NamedTuple):
         """Shape of the batched result."""
         spatial = (self.out_d, self.out_h, self.out_w)[3 - self.rank :]
         return (self.n, self.groups * self.oc, *spatial)
+
+    @property
+    def input_shape(self) -> tuple[int, ...]:
+        """Shape of the batched input."""
+        spatial = (self.in_d, self.in_h, self.in_w)[3 - self.rank :]
+        return (self.n, self.groups * self.ic, *spatial)
+
+    @property
+    def weight_shape(self) -> tuple[int, ...]:
+        """Shape of the weight."""
+        kernel = (self.kernel_d, self.kernel_h, self.kernel_w)[3 - self.rank :]
+        return (self.groups * self.oc, self.ic, *kernel)
 
 
 def fail(kind: type[Exception], function: str, argument: str, rule: str, got: object) -> NoReturn:
@@ -121,8 +135,12 @@ def as_array(function: str, argument: str, value: Any) -> np.ndarray:
     return array
 
 
-def check_arrays(function: str, rank: int, x: Any, weight: Any, bias: Any):
-    """Return input, weight and bias as plain arrays of one dtype and the right ranks; the last two contiguous."""
+def check_arrays(function: str, rank: int, x: Any, weight: Any, bias: Any, transposed_groups: int = 0):
+    """Return input, weight and bias as plain arrays of one dtype and the right ranks; the last two contiguous.
+
+    `transposed_groups` are the groups of a transposed convolution, whose weight counts output channels in its second
+    axis; 0 for others.
+    """
     x = as_array(function, "input", x)
     if x.ndim not in (rank + 1, rank + 2):
         rule = f"must have {rank + 1} (unbatched) or {rank + 2} (batched) dimensions"
@@ -134,8 +152,9 @@ def check_arrays(function: str, rank: int, x: Any, weight: Any, bias: Any):
     if bias is not None:
         bias = contiguous(as_array(function, "bias", bias))
         same_dtype(function, "bias", bias, x)
-        if bias.shape != weight.shape[:1]:
-            rule = f"must have shape ({weight.shape[0]},), one value per output channel"
+        channels = weight.shape[1] * transposed_groups if transposed_groups else weight.shape[0]
+        if bias.shape != (channels,):
+            rule = f"must have shape ({channels},), one value per output channel"
             fail(ValueError, function, "bias", rule, f"shape {bias.shape}")
     return x, weight, bias
 
@@ -155,11 +174,12 @@ def same_dtype(function: str, argument: str, array: np.ndarray, x: np.ndarray) -
 
 def conv_problem(
     function: str, rank: int, x: np.ndarray, weight: np.ndarray, stride: Any, padding: Any, dilation: Any, groups: Any,
-    padding_mode: str, exact: bool,
+    padding_mode: str, exact: bool, raw: bool = False,
 ) -> ConvProblem:  # fmt: skip
     """Check the geometry of a convolution of arrays that :func:`check_arrays` returned.
 
-    Ints pass as they are and everything else as a tuple of ints: the cache behind never takes True or 1.0 for 1.
+    Ints pass as they are and everything else as a tuple of ints: the cache behind never takes True or 1.0 for 1. `raw`
+    says that the weights will be packed for one call alone, which counts in the choice of the algorithm.
     """
     if type(stride) is not int or stride < 1:
         stride = per_axis(function, "stride", stride, rank, 1)
@@ -174,13 +194,13 @@ def conv_problem(
         groups = positive_int(function, "groups", groups)
     choice(function, "padding_mode", padding_mode, PAD_MODES)
     return _geometry(
-        function, rank, x.shape, weight.shape, x.dtype, stride, padding, dilation, groups, padding_mode, exact
+        function, rank, x.shape, weight.shape, x.dtype, stride, padding, dilation, groups, padding_mode, exact, raw
     )
 
 
 @lru_cache(maxsize=1024)
 def _geometry(
-    function, rank, x_shape, weight_shape, dtype, stride, padding, dilation, groups, padding_mode, exact
+    function, rank, x_shape, weight_shape, dtype, stride, padding, dilation, groups, padding_mode, exact, raw
 ) -> ConvProblem:
     """Do the shape arithmetic of :func:`conv_problem`; raises on what does not fit together."""
     n, channels, *size = x_shape if len(x_shape) == rank + 2 else (1, *x_shape)
@@ -201,17 +221,27 @@ def _geometry(
     ]
     if out_channels * prod(out) * max(n, 1) >= LIMIT:
         fail(ValueError, function, "padding", "makes the output larger than any memory", f"output size {tuple(out)}")
-    fields = {"n": n, "groups": groups, "ic": ic, "oc": out_channels // groups}
+    counts = n, groups, ic, out_channels // groups
+    axes = list(zip(size, out, kernel, strides, dilations, (before for before, _ in pads), strict=True))
+    return plain_problem(rank, dtype, counts, axes, PAD_MODES[padding_mode], exact, raw)
+
+
+def plain_problem(
+    rank: int, dtype: np.dtype, counts, axes, pad_mode: int, exact: bool, raw: bool = False
+) -> ConvProblem:
+    """Return the problem with `counts` (n, groups, ic, oc) and, per axis, (in, out, kernel, stride, dilation, pad)."""
+    fields = dict(zip(("n", "groups", "ic", "oc"), counts, strict=True))
     for axis, letter in enumerate(AXES, start=rank - 3):
-        real = axis >= 0  # the leading axes of a lower rank have extents of 1
-        fields[f"in_{letter}"] = size[axis] if real else 1
-        fields[f"out_{letter}"] = out[axis] if real else 1
-        fields[f"kernel_{letter}"] = kernel[axis] if real else 1
+        # The leading axes of a lower rank have extents of 1.
+        size, out, kernel, stride, dilation, pad = axes[axis] if axis >= 0 else (1, 1, 1, 1, 1, 0)
+        fields[f"in_{letter}"] = size
+        fields[f"out_{letter}"] = out
+        fields[f"kernel_{letter}"] = kernel
         # What a stride or a dilation steps over does not exist where there is one position only.
-        fields[f"stride_{letter}"] = strides[axis] if real and out[axis] > 1 else 1
-        fields[f"dilation_{letter}"] = dilations[axis] if real and kernel[axis] > 1 else 1
-        fields[f"pad_{letter}"] = pads[axis][0] if real else 0
-    return ConvProblem(**fields, pad_mode=PAD_MODES[padding_mode], exact=int(exact), rank=rank, dtype=dtype.name)
+        fields[f"stride_{letter}"] = stride if out > 1 else 1
+        fields[f"dilation_{letter}"] = dilation if kernel > 1 else 1
+        fields[f"pad_{letter}"] = pad
+    return ConvProblem(**fields, pad_mode=pad_mode, exact=int(exact), raw=int(raw), rank=rank, dtype=dtype.name)
 
 
 def check_channels(function: str, groups: int, channels: int, out_channels: int, ic: int) -> None:

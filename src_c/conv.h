@@ -26,6 +26,7 @@ typedef struct conv_problem {
     int64_t pad_d, pad_h, pad_w; /* before the first element; what is after follows from out_* */
     int32_t pad_mode;            /* CONV_PAD_* */
     int32_t exact;               /* 1: subnormals are kept and no algorithm may trade accuracy for speed */
+    int32_t raw;                 /* 1: the weights are packed for this one call, which `accepts` may count */
 } conv_problem;
 
 /* Strides count elements and may be zero or negative. x need not be aligned; packed and y are. */

@@ -23,8 +23,9 @@ PACKAGE = Path(pyconv.__file__).parent
 REFERENCE_RUN = os.environ.get("PYCONV_TEST_REFERENCE", "0") not in ("", "0")
 
 for profile, examples in {"pyconv": 100, "quick": 10, "thorough": 2000}.items():
-    # No deadline: a busy machine is not a wrong result.
-    hypothesis.settings.register_profile(profile, deadline=None, derandomize=profile != "thorough", max_examples=examples, print_blob=True)
+    # No deadline: a busy machine is not a wrong result. The same examples in every run but the thorough one.
+    options = {"deadline": None, "derandomize": profile != "thorough", "print_blob": True}
+    hypothesis.settings.register_profile(profile, max_examples=examples, **options)
 hypothesis.settings.load_profile("pyconv")
 
 

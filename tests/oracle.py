@@ -185,7 +185,10 @@ def bound(case, factor):
 
 
 def check(y, case, accuracy=None, factor=None):
-    """`y` is a fresh array with the right type and shape, and within the error bound of `accuracy`."""
+    """`y` is a fresh array with the right type and shape, and within the error bound of `accuracy`.
+
+    The bound of 'exact' holds for signs that are random: of very many sums a few are the exception, by less than twice.
+    """
     expected, _ = case.expected()
     assert type(y) is np.ndarray
     assert y.dtype == native(case.x).dtype, case
@@ -194,7 +197,8 @@ def check(y, case, accuracy=None, factor=None):
     limit = bound(case, factor)
     error = np.abs(y.astype(np.float64) - expected)
     wrong = ~(error <= limit)  # NaN counts as wrong
-    if wrong.any():
+    exceptions = 1 + y.size // 10**5 if factor <= FACTOR["exact"] else 0
+    if wrong.sum() > exceptions or (wrong & ~(error <= 2 * limit)).any():
         at = tuple(int(i) for i in np.argwhere(wrong)[0])
         message = f"{int(wrong.sum())} of {wrong.size} wrong, first at {at}: {y[at]!r} for {expected[at]!r}"
         raise AssertionError(f"{message} (bound {limit[at]:.3g}, got {error[at]:.3g})\n{case}")
@@ -272,7 +276,7 @@ class Tagged(np.ndarray):
 
 LAYOUTS = (
     "plain", "fortran", "channels_last", "reversed", "sliced", "broadcast", "unaligned", "readonly", "swapped",
-    "subclass", "memmap",
+    "subclass", "memmap", "field",
 )  # fmt: skip
 
 
@@ -309,6 +313,10 @@ def _wrapped(a, layout, folder):
         return a.astype(a.dtype.newbyteorder("S"))
     if layout == "subclass":
         return a.copy().view(Tagged)
+    if layout == "field":  # of a packed record: no stride is a multiple of the element
+        records = np.zeros(a.shape, np.dtype([("byte", np.uint8), ("value", a.dtype)]))
+        records["value"] = a
+        return records["value"]
     if layout == "memmap" and folder is not None and a.size:
         path = folder / f"array{len(list(folder.iterdir()))}"
         np.memmap(path, a.dtype, "w+", shape=a.shape)[...] = a
@@ -329,6 +337,12 @@ def rows():
 def algorithms(isa, kind):
     """The names in the table of one ISA and dtype."""
     return tuple(_core.algorithms(isa, KINDS[kind]))
+
+
+def takes_nothing(row):
+    """Winograd's transforms need vectors of four lanes: with two its row of the table refuses every problem."""
+    isa, algorithm, kind = row
+    return algorithm == "winograd" and _core.vector_bytes(isa) // np.dtype(kind).itemsize < 4
 
 
 @contextlib.contextmanager

@@ -1,12 +1,29 @@
 """What conv1d, conv2d and conv3d mean: any parameters, any array, against the oracle."""
 
 import inspect
+import subprocess
+import sys
+import tracemalloc
 
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from oracle import CONV, DTYPES, LAYOUTS, MODULE, Case, build_case, check, convolve, fill, make_case, native, relayout
+from oracle import (
+    CONV,
+    DTYPES,
+    LAYOUTS,
+    MODULE,
+    Case,
+    build_case,
+    check,
+    convolve,
+    fill,
+    make_case,
+    native,
+    needs_core,
+    relayout,
+)
 
 import pyconv
 
@@ -68,11 +85,14 @@ def test_any_layout(folder, case, layouts):
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("nd", DIMENSIONS)
 @pytest.mark.parametrize("layout", LAYOUTS)
-def test_each_layout_in_a_layer(folder, layout, nd, dtype):
+def test_each_layout(folder, layout, nd, dtype):
     case = small_case(nd, dtype, padding=1)
     case = case.with_arrays(x=relayout(case.x, layout, folder))
     check(case.module()(case.x), case)
     check(case.module().eval()(case.x), case)
+    case = case.with_arrays(w=relayout(case.w, layout, folder), bias=relayout(case.bias, layout, folder))
+    check(case.run(), case)
+    check(case.run(algorithm="reference"), case)
 
 
 @given(data=st.data(), nd=st.sampled_from(DIMENSIONS))
@@ -225,10 +245,68 @@ def test_a_changed_weight_is_seen(nd):
         check(layer(case.x), fresh)
 
 
+# ---------------------------------------------------------------------------------------------------------- memory
+
+
+@needs_core
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize(
+    "layout", ["channels_last", "reversed", "sliced", "broadcast", "fortran", "readonly", "unaligned"]
+)
+def test_views_are_read_where_they_lie(layout, dtype):
+    """No copy of the input, nor of an array to write into."""
+    rng = np.random.default_rng(5)
+    case = make_case(rng, (2, 16, 160, 150), (3, 16, 3, 3), dtype, padding=1)
+    case = case.with_arrays(x=relayout(case.x, layout))
+    out = None if layout in ("broadcast", "readonly") else relayout(np.zeros((2, 3, 160, 150), dtype), layout)
+    case.run(out=out)  # what is kept for later calls is no copy
+    tracemalloc.start()
+    try:
+        case.run(out=out)
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    result = 2 * 3 * 160 * 150 * case.x.itemsize
+    assert peak < (result if out is None or layout == "unaligned" else 0) + 100_000
+
+
+LARGE_CALLS = [
+    ("conv1d", (1, 64, 2_000_000), (40, 64, 9), {"stride": 64}),
+    ("conv2d", (1, 16, 3000, 3000), (40, 16, 31, 31), {"stride": 61}),
+    ("conv2d", (1, 2048, 30, 30), (64, 2048, 1, 1), {}),
+    ("conv2d", (1, 4096, 40, 40), (4096, 1, 3, 3), {"groups": 4096, "stride": 3}),
+    ("conv2d", (1, 3, 20, 400_000), (8, 3, 3, 3), {"stride": (1, 40)}),
+    ("conv3d", (1, 8, 60, 60, 60), (33, 8, 5, 5, 5), {"stride": 3}),
+]
+
+
+@needs_core
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads the peak of memory in /proc")
+@pytest.mark.parametrize(("name", "x_shape", "w_shape", "arguments"), LARGE_CALLS)
+def test_memory_of_a_call_is_bounded(name, x_shape, w_shape, arguments):
+    """Whatever the shape: 1 MiB and 2 MiB per thread, beside the result and the packed weights."""
+    code = f"""
+import numpy as np, pyconv
+def peak():  # of this process alone; getrusage begins with what its parent had
+    status = open("/proc/self/status").read()
+    return int(status.split("VmHWM:")[1].split()[0]) * 1024
+x, w = np.broadcast_to(np.float32(1), {x_shape}), np.ones({w_shape}, np.float32)
+call = pyconv.{name}
+pyconv.conv2d(np.ones((1, 16, 64, 64), np.float32), np.ones((16, 16, 3, 3), np.float32))  # starts the threads
+before = peak()
+y = call(x, w, **{arguments})
+assert (y == {int(np.prod(w_shape[1:]))}).all()
+print(peak() - before - y.nbytes - 2 * w.nbytes, pyconv.get_num_threads())
+"""
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=100, check=True)
+    grown, threads = map(int, run.stdout.split())
+    assert grown <= 2**20 + threads * 2**21 + 2**20  # a last MiB for stacks and the interpreter
+
+
 # ------------------------------------------------------------------------------------------------------------- out=
 
 
-@pytest.mark.parametrize("layout", ["plain", "fortran", "channels_last", "reversed", "sliced", "unaligned"])
+@pytest.mark.parametrize("layout", ["plain", "fortran", "channels_last", "reversed", "sliced", "unaligned", "field"])
 @given(case=cases())
 def test_out_of_any_layout(layout, case):
     expected = case.run()

@@ -13,9 +13,9 @@ import sys
 
 import numpy as np
 import pytest
-from oracle import KINDS, check, make_case, needs_core, random_case, rows, setting
+from oracle import KINDS, make_case, needs_core, random_case, rows, setting, takes_nothing
 
-CASES = 60  # random ones, per row, place and process
+CASES = 40  # random ones, per row, place and process
 ROWS = [*rows(), ("", "reference", "float32")]
 PLACES = ("end", "start")
 
@@ -48,8 +48,8 @@ def compute(case, **extra):
 
 def run_guarded(case, place, **extra):
     """The case's result from, and into, guarded arrays; the output held NaN before."""
-    expected = compute(case, **extra)
-    check(expected, case)
+    expected = compute(case, **extra)  # test_kernels.py compares such results with the oracle
+    assert np.isfinite(expected).all()
     with contextlib.ExitStack() as stack:
 
         def guard(a):
@@ -78,6 +78,8 @@ def fixed_cases(dtype):
         yield make_case(rng, (1, n, 1, 2 * n), (n, 1, 1, 2), dtype, stride=(1, 2), groups=n)
     yield make_case(rng, (1, 140, 7, 9), (31, 140, 3, 3), dtype, padding=1)
     yield make_case(rng, (1, 300, 3, 3), (3, 300, 3, 3), dtype)
+    for n in (16, 18, 19, 33):
+        yield make_case(rng, (1, 64, n, n + 1), (64 + n % 3, 64, 3, 3), dtype, padding=n % 2)
 
 
 def main(isa, algorithm, kind, place):
@@ -115,7 +117,7 @@ posix = pytest.mark.skipif(not hasattr(mmap, "PROT_READ"), reason="needs mprotec
 def test_row_stays_inside_its_arrays(row, place):
     run = child(*row, place)
     assert run.returncode == 0, f"exit code {run.returncode}\n{run.stdout[-500:]}\n{run.stderr[-4000:]}"
-    assert int(run.stdout.split()[0]) > 0, run.stdout
+    assert (int(run.stdout.split()[0]) == 0) == takes_nothing(row), run.stdout
 
 
 @posix

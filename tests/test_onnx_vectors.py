@@ -1,7 +1,7 @@
-"""The Conv vectors in the onnx wheel: inputs and outputs that PyTorch made, and ONNX's own node tests.
+"""The Conv and ConvTranspose vectors in the onnx wheel: inputs and outputs that PyTorch made, and ONNX's node tests.
 
 Padding that differs before and after an axis is all that an ONNX Conv can ask for and conv1d, conv2d and conv3d cannot:
-none of the vectors does, so none is left out. The ConvTranspose vectors beside them are another operator.
+none of the vectors does, so none is left out. One ConvTranspose does: there the test cuts the end off the result.
 """
 
 import warnings
@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from oracle import CONV, MODULE
+from transposed import LAYERS, TRANSPOSED
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")
@@ -19,22 +20,22 @@ with warnings.catch_warnings():
 FILE_VECTORS, NODE_VECTORS = 27, 6  # in onnx 1.23
 
 
-def conv_node(model):
+def conv_node(model, kind="Conv"):
     """The model's Conv, if that is all it does."""
     nodes = [node for node in model.graph.node if node.op_type != "Constant"]
-    return nodes[0] if len(nodes) == 1 and nodes[0].op_type == "Conv" else None
+    return nodes[0] if len(nodes) == 1 and nodes[0].op_type == kind else None
 
 
 def tensor(path):
     return numpy_helper.to_array(onnx.load_tensor(str(path)))
 
 
-def file_vectors():
+def file_vectors(kind="Conv"):
     """(name, node, inputs, output) of the models that PyTorch exported."""
     data = Path(onnx.__file__).parent / "backend" / "test" / "data"
-    for folder in sorted(path.parent for kind in data.glob("pytorch-*") for path in kind.glob("*/model.onnx")):
+    for folder in sorted(path.parent for made in data.glob("pytorch-*") for path in made.glob("*/model.onnx")):
         model = onnx.load(str(folder / "model.onnx"))
-        node = conv_node(model)
+        node = conv_node(model, kind)
         if node is None:
             continue
         known = {weight.name: numpy_helper.to_array(weight) for weight in model.graph.initializer}
@@ -44,14 +45,14 @@ def file_vectors():
             yield folder.name, node, [known[name] for name in node.input], tensor(vectors / "output_0.pb")
 
 
-def node_vectors():
+def node_vectors(kind="Conv"):
     """The same of ONNX's node tests, which are made in memory."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         from onnx.backend.test.case import node as cases
-        from onnx.backend.test.case.node import conv  # noqa: F401  (importing it registers the tests)
+        from onnx.backend.test.case.node import conv, convtranspose  # noqa: F401  (importing registers the tests)
     for case in cases._NodeTestCases:
-        node = conv_node(case.model)
+        node = conv_node(case.model, kind)
         if node is not None and not case.name.endswith("_expanded"):
             for inputs, outputs in case.data_sets:
                 yield case.name, node, list(inputs), outputs[0]
@@ -104,3 +105,50 @@ def test_no_vector_was_missed():
     assert len(from_files) >= FILE_VECTORS
     assert len(set(VECTORS) - from_files) >= NODE_VECTORS
     assert not any("Transpose" in name for name in VECTORS)
+
+
+# ------------------------------------------------------------------------------------------------- ConvTranspose
+
+TRANSPOSED_VECTORS = {
+    name: vector for source in (file_vectors, node_vectors) for name, *vector in source("ConvTranspose")
+}
+
+
+def transposed_arguments(node, x, weight):
+    """A ConvTranspose node's attributes as pyconv's arguments, and how much to cut off the end of each axis."""
+    given = {attribute.name: onnx.helper.get_attribute_value(attribute) for attribute in node.attribute}
+    nd = x.ndim - 2
+    stride, dilation = given.get("strides", [1] * nd), given.get("dilations", [1] * nd)
+    full = [(n - 1) * s + d * (k - 1) + 1 for n, s, d, k in zip(x.shape[2:], stride, dilation, weight.shape[2:])]
+    arguments = {"stride": stride, "dilation": dilation, "groups": given.get("group", 1)}
+    if given.get("auto_pad", b"NOTSET") == b"SAME_UPPER":
+        pads = [size - n * s for size, n, s in zip(full, x.shape[2:], stride)]
+        return {**arguments, "padding": [pad // 2 for pad in pads]}, [pad % 2 for pad in pads]
+    pads = given.get("pads", [0] * 2 * nd)
+    assert pads[:nd] == pads[nd:]
+    added = given.get("output_padding", [0] * nd)
+    if "output_shape" in given:
+        added = [size + 2 * pad - most for size, pad, most in zip(given["output_shape"], pads, full)]
+    return {**arguments, "padding": pads[:nd], "output_padding": added}, [0] * nd
+
+
+@pytest.mark.parametrize("name", TRANSPOSED_VECTORS)
+def test_transposed_vector(name):
+    node, inputs, expected = TRANSPOSED_VECTORS[name]
+    arguments, cut = transposed_arguments(node, *inputs[:2])
+    nd = inputs[0].ndim - 2
+    y = TRANSPOSED[nd](*inputs, **arguments)
+    assert y.dtype == expected.dtype
+    kept = y[(..., *(slice(0, n - c) for n, c in zip(y.shape[2:], cut)))]
+    np.testing.assert_allclose(kept, expected, rtol=1e-4, atol=1e-6)
+    weight, groups = inputs[1], arguments["groups"]
+    size = weight.shape[0], weight.shape[1] * groups, weight.shape[2:]
+    layer = LAYERS[nd](*size, **arguments, bias=len(inputs) > 2)
+    layer.load_state_dict(dict(zip(("weight", "bias"), inputs[1:])))
+    np.testing.assert_array_equal(layer(inputs[0]), y)
+
+
+def test_no_transposed_vector_was_missed():
+    from_files = {name for name, *_ in file_vectors("ConvTranspose")}
+    assert len(from_files) >= 3
+    assert len(set(TRANSPOSED_VECTORS) - from_files) >= 11

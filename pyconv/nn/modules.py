@@ -12,7 +12,7 @@ from ..plan import plan_for
 from ..problem import PAD_MODES, as_array, check_arrays, choice, conv_problem, fail, per_axis, positive_int
 from . import init
 from ._layer import Layer
-from .functional import convnd
+from .functional import compute
 
 if TYPE_CHECKING:
     from numpy.typing import DTypeLike
@@ -59,9 +59,11 @@ def parameter_dtype(layer: str, dtype: DTypeLike) -> np.dtype:
 
 
 class _ConvNd(Layer):
-    """What the three layers share: everything but the number of spatial axes."""
+    """What the layers share: everything but the number of spatial axes."""
 
+    transposed: ClassVar[bool] = False
     _rank: ClassVar[int]
+    _function: ClassVar[str]  # what the layer computes, in messages
 
     def __init__(
         self,
@@ -137,22 +139,15 @@ class _ConvNd(Layer):
                     return y
         return self._plan_and_run(input)
 
-    def _plan_and_run(self, input: np.ndarray) -> np.ndarray:
+    def _plan_and_run(self, input: np.ndarray, *options: Any) -> np.ndarray:
         """Compute what `forward` has no plan for yet, and keep the plan if the layer is frozen."""
         # The caches come first: see the top of _layer.py.
         (calls, packs), frozen = self._plans, self._frozen
         generation = config.generation()
-        function = f"conv{self._rank}d"
-        geometry = self.stride, self.padding, self.dilation, self.groups, self.padding_mode
+        weight, bias = (self.weight, self.bias) if frozen is None else (frozen["weight"], frozen["bias"])
+        x, weight, bias, plan, shape = self._planned(input, weight, bias, *options)
         if frozen is None:
-            return convnd(
-                function, self._rank, input, self.weight, self.bias, *geometry,
-                algorithm=self.algorithm, accuracy=self.accuracy,
-            )  # fmt: skip
-        x, weight, bias = check_arrays(function, self._rank, input, frozen["weight"], frozen["bias"])
-        problem = conv_problem(function, self._rank, x, weight, *geometry, config.is_exact(function, self.accuracy))
-        plan = plan_for(problem, self.algorithm)
-        shape = problem.output_shape[x.ndim < self._rank + 2 :]
+            return compute(self._function, plan, x, weight, bias, shape)
         y = np.empty(shape, x.dtype)
         if y.size == 0:
             return y
@@ -163,12 +158,22 @@ class _ConvNd(Layer):
                 packs.clear()
                 calls.clear()
             packs[plan] = packed
-        if x is input:  # not where a copy had to be made first
+        if x is input and not options:  # not where a copy had to be made first
             if len(calls) >= MOST_SHAPES:
                 calls.clear()
             calls[x.shape, x.strides, x.dtype] = generation, shape, plan.run, packed
         plan.run(x, packed, y)
         return y
+
+    def _planned(self, input: np.ndarray, weight: np.ndarray, bias: np.ndarray | None):
+        """Return checked arrays (input, weight, bias), the plan for them and the shape of the result."""
+        x, weight, bias = check_arrays(self._function, self._rank, input, weight, bias)
+        problem = conv_problem(
+            self._function, self._rank, x, weight, self.stride, self.padding, self.dilation, self.groups,
+            self.padding_mode, config.is_exact(self._function, self.accuracy),
+        )  # fmt: skip
+        shape = problem.output_shape[x.ndim < self._rank + 2 :]
+        return x, weight, bias, plan_for(problem, self.algorithm), shape
 
     @property
     def weight(self) -> np.ndarray:
@@ -195,6 +200,8 @@ class _ConvNd(Layer):
             text += f", padding={self.padding}"
         if self.dilation != (1,) * self._rank:
             text += f", dilation={self.dilation}"
+        if self.transposed and self.output_padding != (0,) * self._rank:
+            text += f", output_padding={self.output_padding}"
         if self.groups != 1:
             text += f", groups={self.groups}"
         if self.bias is None:
@@ -232,6 +239,7 @@ class Conv1d(_ConvNd):
     """
 
     _rank = 1
+    _function = "conv1d"
 
 
 class Conv2d(_ConvNd):
@@ -294,6 +302,7 @@ class Conv2d(_ConvNd):
     """
 
     _rank = 2
+    _function = "conv2d"
 
 
 class Conv3d(_ConvNd):
@@ -310,3 +319,4 @@ class Conv3d(_ConvNd):
     """
 
     _rank = 3
+    _function = "conv3d"

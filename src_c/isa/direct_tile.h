@@ -27,8 +27,10 @@ typedef struct direct_operands {
 INLINE void direct_tile(const int s, const int v, const direct_operands *o) {
     vec acc[DIRECT_MAX_S][DIRECT_MAX_V];
     UNROLL
-    for (int i = 0; i < s; i++) UNROLL
-    for (int j = 0; j < v; j++) acc[i][j] = vec_zero();
+    for (int i = 0; i < s; i++) {
+        UNROLL
+        for (int j = 0; j < v; j++) acc[i][j] = vec_zero();
+    }
     const real *weights = o->weights;
     for (int64_t k = 0; k < o->depth; k++, weights += v * LANES) {
         const real *pixel = o->strip + o->offsets[k];
@@ -43,10 +45,12 @@ INLINE void direct_tile(const int s, const int v, const direct_operands *o) {
         }
     }
     UNROLL
-    for (int i = 0; i < s; i++) UNROLL
-    for (int j = 0; j < v; j++) {
-        real *t = o->totals + i * o->totals_pitch + j * LANES;
-        vec_store(t, o->add ? vec_load(t) + acc[i][j] : acc[i][j]);
+    for (int i = 0; i < s; i++) {
+        UNROLL
+        for (int j = 0; j < v; j++) {
+            real *t = o->totals + i * o->totals_pitch + j * LANES;
+            vec_store(t, o->add ? vec_load(t) + acc[i][j] : acc[i][j]);
+        }
     }
 }
 
@@ -57,11 +61,21 @@ INLINE void direct_tile(const int s, const int v, const direct_operands *o) {
         break;
 #define DIRECT_CASES_TO_7(v) \
     DIRECT_CASE(1, v) \
-    DIRECT_CASE(2, v) DIRECT_CASE(3, v) DIRECT_CASE(4, v) DIRECT_CASE(5, v) DIRECT_CASE(6, v) DIRECT_CASE(7, v)
+    DIRECT_CASE(2, v) \
+    DIRECT_CASE(3, v) \
+    DIRECT_CASE(4, v) \
+    DIRECT_CASE(5, v) \
+    DIRECT_CASE(6, v) \
+    DIRECT_CASE(7, v)
 #define DIRECT_CASES_TO_14(v) \
     DIRECT_CASES_TO_7(v) \
     DIRECT_CASE(8, v) \
-    DIRECT_CASE(9, v) DIRECT_CASE(10, v) DIRECT_CASE(11, v) DIRECT_CASE(12, v) DIRECT_CASE(13, v) DIRECT_CASE(14, v)
+    DIRECT_CASE(9, v) \
+    DIRECT_CASE(10, v) \
+    DIRECT_CASE(11, v) \
+    DIRECT_CASE(12, v) \
+    DIRECT_CASE(13, v) \
+    DIRECT_CASE(14, v)
 
 static void direct_tile_of(int64_t s, int64_t v, const direct_operands *o) {
     switch (16 * v + s) {

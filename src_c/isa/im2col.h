@@ -9,10 +9,15 @@
 
 /* Terms of a sum that are added up from zero before they join the total of an output. The error of a chain grows with
  * its length, the total's with the number of chains. In units of u sum |x w|, the largest of 4 * 10^5 outputs of normal
- * data (simulated): 49 to 147 terms in chains of 128 err by 4.8 to 5.7, in chains of 16 by 1.7 to 2.4; data of one
- * sign, 576 terms, by 6.1 and 7.4. A chain costs a pass over the accumulators, 15 to 20 cycles (Zen 3) to its 6 per
- * term. */
-INLINE int64_t chain_terms(const conv_problem *p) { return p->exact ? 16 : 128; }
+ * data (simulated): 49 to 147 terms in chains of 128 err by 4.8 to 5.7, in chains of 16 by 1.7 to 2.4. Data of one sign
+ * is worst where either grows long, so an exact chain has about sqrt(depth) terms. A chain costs a pass over the
+ * accumulators, 15 to 20 cycles (Zen 3) to its 6 per term. */
+INLINE int64_t chain_terms(const conv_problem *p) {
+    const int64_t depth = p->ic * p->kernel_d * p->kernel_h * p->kernel_w;
+    int64_t terms = p->exact ? 16 : 128;
+    while (terms < 128 && terms * terms < depth) terms += 16;
+    return terms;
+}
 
 /* The source of position i on an axis of n elements, or -1 where the padding is zero. Front-end checks: reflect pads
  * less than n, circular at most n. A strip may ask for positions beyond the padding that no output reads: any valid
@@ -25,14 +30,16 @@ INLINE int64_t pad_index(int64_t i, int64_t n, int32_t mode) {
     return min_i64(max_i64(i, 0), n - 1);
 }
 
-/* count elements from src, step apart. The last vector of a contiguous run overlaps the one before: nothing beyond
- * either end is read or written. */
+/* count elements from src, step apart. The last vector of a run overlaps the one before: nothing beyond either end is
+ * read or written. */
 INLINE void copy_strided(real *restrict dst, const real_unaligned *restrict src, int64_t step, int64_t count) {
+    const real *from = (const real *)src;
     if (step == 1 && count >= LANES) {
-        for (int64_t i = 0; i < count - LANES; i += LANES) vec_store(dst + i, vec_load((const real *)src + i));
-        vec_store(dst + count - LANES, vec_load((const real *)src + count - LANES));
-    } else if (step == 2) {
-        for (int64_t i = 0; i < count; i++) dst[i] = src[2 * i];
+        for (int64_t i = 0; i < count - LANES; i += LANES) vec_store(dst + i, vec_load(from + i));
+        vec_store(dst + count - LANES, vec_load(from + count - LANES));
+    } else if (step == 2 && count >= LANES) {
+        for (int64_t i = 0; i < count - LANES; i += LANES) vec_store(dst + i, vec_load_evens(from + 2 * i));
+        vec_store(dst + count - LANES, vec_load_evens(from + 2 * (count - LANES)));
     } else {
         for (int64_t i = 0; i < count; i++) dst[i] = src[step * i];
     }

@@ -137,8 +137,10 @@ INLINE void gemm_tile(const int mr, const int nv, int64_t kc, const real *weight
                       gemm_output out) {
     vec acc[TILE_M][TILE_V];
     UNROLL
-    for (int i = 0; i < mr; i++) UNROLL
-    for (int j = 0; j < nv; j++) acc[i][j] = vec_zero();
+    for (int i = 0; i < mr; i++) {
+        UNROLL
+        for (int j = 0; j < nv; j++) acc[i][j] = vec_zero();
+    }
     for (int64_t k = 0; k < kc; k++, weights += mr, columns += pitch) {
         vec b[TILE_V];
         UNROLL
@@ -151,13 +153,15 @@ INLINE void gemm_tile(const int mr, const int nv, int64_t kc, const real *weight
         }
     }
     UNROLL
-    for (int i = 0; i < mr; i++) UNROLL
-    for (int j = 0; j < nv; j++) {
-        vec sum = acc[i][j];
-        real *c = out.c + i * out.ldc + j * LANES;
-        if (out.add) sum = vec_load(c) + sum;
-        if (out.bias) sum += vec_splat(out.bias[i]);
-        vec_store(c, sum);
+    for (int i = 0; i < mr; i++) {
+        UNROLL
+        for (int j = 0; j < nv; j++) {
+            vec sum = acc[i][j];
+            real *c = out.c + i * out.ldc + j * LANES;
+            if (out.add) sum = vec_load(c) + sum;
+            if (out.bias) sum += vec_splat(out.bias[i]);
+            vec_store(c, sum);
+        }
     }
 }
 
@@ -175,7 +179,14 @@ INLINE void gemm_tile_of_rows(int64_t mr, const int nv, int64_t kc, const real *
         TILE_ROWS(4)
         TILE_ROWS(5)
         TILE_ROWS(6)
-        TILE_ROWS(7) TILE_ROWS(8) TILE_ROWS(9) TILE_ROWS(10) TILE_ROWS(11) TILE_ROWS(12) TILE_ROWS(13) TILE_ROWS(14)
+        TILE_ROWS(7)
+        TILE_ROWS(8)
+        TILE_ROWS(9)
+        TILE_ROWS(10)
+        TILE_ROWS(11)
+        TILE_ROWS(12)
+        TILE_ROWS(13)
+        TILE_ROWS(14)
     }
 }
 

@@ -106,23 +106,37 @@ VEC_EXCHANGE(2)
 VEC_EXCHANGE(4)
 VEC_EXCHANGE(8)
 
+INLINE vec vec_upper(const int s, vec a, vec b) {
+    return s == 1 ? vec_upper_1(a, b) : s == 2 ? vec_upper_2(a, b) : s == 4 ? vec_upper_4(a, b) : vec_upper_8(a, b);
+}
+
+INLINE vec vec_lower(const int s, vec a, vec b) {
+    return s == 1 ? vec_lower_1(a, b) : s == 2 ? vec_lower_2(a, b) : s == 4 ? vec_lower_4(a, b) : vec_lower_8(a, b);
+}
+
+/* Every second element from p on. The second load begins one early, to end with the last element that is asked for. */
+#define VEC_EVENS(j, s) ((j) < LANES / 2 ? 2 * (j) : 2 * (j) + 1 + (s))
+INLINE vec vec_load_evens(const real *p) { return VEC_BLEND(vec_load(p), vec_load(p + LANES - 1), VEC_EVENS, 0); }
+
 INLINE void vec_transpose(vec rows[LANES]) {
     UNROLL
-    for (int s = 1; s < LANES; s *= 2) UNROLL
-    for (int i = 0; i < LANES; i++) {
-        if (i & s) continue;
-        const vec a = rows[i], b = rows[i + s];
-        rows[i] = s == 1   ? vec_upper_1(a, b)
-                  : s == 2 ? vec_upper_2(a, b)
-                  : s == 4 ? vec_upper_4(a, b)
-                           : vec_upper_8(a, b);
-        rows[i + s] = s == 1   ? vec_lower_1(a, b)
-                      : s == 2 ? vec_lower_2(a, b)
-                      : s == 4 ? vec_lower_4(a, b)
-                               : vec_lower_8(a, b);
+    for (int s = 1; s < LANES; s *= 2) {
+        UNROLL
+        for (int i = 0; i < LANES; i++) {
+            if (i & s) continue;
+            const vec a = rows[i], b = rows[i + s];
+            rows[i] = vec_upper(s, a, b);
+            rows[i + s] = vec_lower(s, a, b);
+        }
     }
 }
 #else
+INLINE vec vec_load_evens(const real *p) {
+    vec v;
+    for (int i = 0; i < LANES; i++) v[i] = p[2 * i];
+    return v;
+}
+
 INLINE void vec_transpose(vec rows[LANES]) {
     vec columns[LANES];
     for (int i = 0; i < LANES; i++)

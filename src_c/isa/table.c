@@ -1,5 +1,6 @@
 /* This row's algorithms in one const struct, in order of preference: the one translation unit that is compiled per row.
  * Adding an algorithm is one file and one word here. */
+#include "depthwise.c"
 #include "direct.c"
 #include "im2col_gemm.c"
 #include "winograd.c"
@@ -9,6 +10,7 @@
      name##_pack, name##_scratch_bytes, name##_tasks,        name##_run}
 
 static const conv_algo algorithms[] = {
+    ALGORITHM(depthwise),
     ALGORITHM(winograd),
     ALGORITHM(direct),
     ALGORITHM(im2col_gemm),

@@ -104,11 +104,16 @@ static int winograd_is_faster(const conv_problem *p, const winograd_plan *g) {
     return tiles * (weights * multiply + transform) < 9 * ic * (double)p->oc * pixels;
 }
 
+/* Packing transforms every filter, some 60 ns each (Zen 3), and an output saves 0.12 ns a filter: for one call it pays
+ * from about 500 outputs on. */
+#define WINOGRAD_RAW_OUTPUTS 600
+
 /* The bound of 16 u sum |x w| needs 32 channels: the error grows with the root of their number, the sum with the
- * number. Largest of 2 * 10^6 corner outputs each of padded images: 13.6 for normal data; for data of one sign 12.8
- * from 63 and 16.5 from 32 channels, twice above 15 there. Beyond 2048 channels nothing was tried. Two lanes (doubles of 16 bytes) are less
- * than the quads of a tile. */
+ * number. The largest of 2 * 10^6 outputs in corners of padded images: 13.6 for normal data; for data of one sign 13.2
+ * from 63 channels on, and with 32 to 56, where two outputs passed 15, 16.5. More than 2048 were not tried. Two lanes
+ * (doubles in 16 bytes) are less than a quad. */
 static int winograd_accepts(const conv_problem *p) {
+    if (p->raw && p->out_h * p->out_w < WINOGRAD_RAW_OUTPUTS) return 0;
     if (LANES < 4 || p->exact || p->ic < 32 || p->ic > 2048 || p->oc == 0) return 0;
     if (p->kernel_d != 1 || p->kernel_h != 3 || p->kernel_w != 3 || p->stride_h != 1 || p->stride_w != 1) return 0;
     if (p->out_h / 4 < p->dilation_h || p->out_w / 4 < p->dilation_w) return 0;
@@ -141,7 +146,7 @@ static void winograd_pack(const conv_problem *p, const void *w, void *packed, si
 }
 
 /* Tiles side by side in one row of tiles of one sub-image; its columns are the sub-image's. */
-typedef struct tile_run {
+typedef struct winograd_span {
     int64_t first, count; /* tiles, numbered in the block */
     int64_t ow, last_ow;  /* columns of the first tile, and of the last one that fits the image */
     int64_t rows[6];      /* input rows, from the channel's first element; NO_ROW: zeros */
@@ -149,7 +154,7 @@ typedef struct tile_run {
     int64_t z;            /* where they lie in the strip */
     int64_t y;            /* the output of column 0, from the output channel's first element */
     int64_t skip_rows;    /* outputs that belong to the row of tiles above */
-} tile_run;
+} winograd_span;
 
 #define NO_ROW INT64_MIN
 
@@ -157,23 +162,23 @@ typedef struct winograd_task {
     winograd_plan plan;
     conv_problem p; /* as a sub-image's columns are read: the dilation is the stride */
     int64_t panel, panels, tiles, runs;
-    tile_run *run;
+    winograd_span *run;
     int32_t *at;                            /* where in a row of z each tile begins */
     real *strip, *z, *zeros, *v, *m, *bias; /* strip, z: 6 rows of pixels of all runs, before and after B^T */
 } winograd_task;
 
 /* Where tile i begins: the last one of a row is moved left until it fits. */
-INLINE int64_t tile_column(const tile_run *r, int64_t i) { return min_i64(r->ow + 4 * i, r->last_ow); }
+INLINE int64_t tile_column(const winograd_span *r, int64_t i) { return min_i64(r->ow + 4 * i, r->last_ow); }
 
 /* The run that begins with a tile, of at most `most` tiles. */
-static tile_run tile_run_at(const winograd_task *t, const conv_io *io, int64_t tile, int64_t most) {
+static winograd_span tile_run_at(const winograd_task *t, const conv_io *io, int64_t tile, int64_t most) {
     const winograd_plan *g = &t->plan;
     const conv_problem *p = &t->p;
     const int64_t tx = tile % g->tiles_w, ty = tile / g->tiles_w % g->tiles_h, sub = tile / g->tiles_w / g->tiles_h;
     const int64_t sx = sub % g->sub_w, sy = sub / g->sub_w % g->sub_h, image = sub / g->sub_w / g->sub_h;
     const int64_t n = image / p->out_d, od = image % p->out_d;
     const int64_t last_oh = (p->out_h - sy - 1) / p->dilation_h - 3;
-    tile_run r = {.count = min_i64(g->tiles_w - tx, most), .ow = 4 * tx};
+    winograd_span r = {.count = min_i64(g->tiles_w - tx, most), .ow = 4 * tx};
     r.last_ow = (p->out_w - sx - 1) / p->dilation_w - 3;
     r.skip_rows = max_i64(4 * ty - last_oh, 0);
     const int64_t ow = tile_column(&r, 0), oh = (4 * ty - r.skip_rows) * p->dilation_h + sy;
@@ -190,7 +195,7 @@ static tile_run tile_run_at(const winograd_task *t, const conv_io *io, int64_t t
 static void winograd_split(winograd_task *t, const conv_io *io, int64_t first) {
     int64_t z = 0;
     for (int64_t i = 0; i < t->tiles;) {
-        tile_run *r = &t->run[t->runs++];
+        winograd_span *r = &t->run[t->runs++];
         *r = tile_run_at(t, io, first + i, t->tiles - i);
         r->first = i;
         r->z = z;
@@ -204,7 +209,7 @@ static void winograd_split(winograd_task *t, const conv_io *io, int64_t first) {
 /* z of every run for one channel. Rows of x are read in place where only zeros surround them: z has those already. */
 static void winograd_rows(const winograd_task *t, const conv_io *io, const real_unaligned *channel, int64_t ahead) {
     const int64_t pitch = t->plan.row_pitch;
-    for (const tile_run *r = t->run; r < t->run + t->runs; r++) {
+    for (const winograd_span *r = t->run; r < t->run + t->runs; r++) {
         const row_window *w = &r->window;
         const real_unaligned *row[6];
         if (t->p.pad_mode == CONV_PAD_ZEROS && w->step == 1 && w->end - w->begin >= LANES) {
@@ -335,7 +340,7 @@ static void winograd_output(const winograd_task *t, const conv_io *io, real *y, 
     tile_output o = {.step_c = io->y_stride_c,
                      .step_h = t->p.dilation_h * io->y_stride_h,
                      .step_w = t->p.dilation_w * io->y_stride_w};
-    for (const tile_run *r = t->run; r < t->run + t->runs; r++)
+    for (const winograd_span *r = t->run; r < t->run + t->runs; r++)
         for (int64_t panel = 0; panel < t->panels; panel++)
             for (int64_t i = 0; i < r->count; i++)
                 for (int64_t k = panel * WINOGRAD_NR; k < (panel + 1) * WINOGRAD_NR; k += LANES) {
@@ -353,7 +358,7 @@ static void winograd_output(const winograd_task *t, const conv_io *io, real *y, 
 static size_t winograd_scratch_bytes(const conv_problem *p) {
     const winograd_plan g = winograd_plan_of(p);
     const int64_t reals = 13 * g.row_pitch + ELEMENTS * g.element + g.block * g.m_pitch + g.task_panels * WINOGRAD_NR;
-    return (size_t)reals * sizeof(real) + (size_t)g.block * sizeof(tile_run) + (size_t)g.pitch * sizeof(int32_t);
+    return (size_t)reals * sizeof(real) + (size_t)g.block * sizeof(winograd_span) + (size_t)g.pitch * sizeof(int32_t);
 }
 
 static size_t winograd_tasks(const conv_problem *p) {
@@ -374,7 +379,7 @@ static void winograd_run(const conv_problem *p, const conv_io *io, size_t task, 
     t.zeros = t.bias + g->task_panels * WINOGRAD_NR;
     t.strip = t.zeros + g->row_pitch;
     t.z = t.strip + 6 * g->row_pitch;
-    t.run = (tile_run *)(t.z + 6 * g->row_pitch);
+    t.run = (winograd_span *)(t.z + 6 * g->row_pitch);
     t.at = (int32_t *)(t.run + g->block);
     memset(t.bias, 0, (size_t)(g->task_panels * WINOGRAD_NR + 13 * g->row_pitch) * sizeof(real));
     winograd_split(&t, io, block * g->block);

@@ -1,0 +1,282 @@
+"""Transposed convolutions and gradients as ordinary convolutions: no kernels of their own, no zeros put in.
+
+Input gradient, which is the transposed convolution. Along one axis, with stride s, dilation d and padding p,
+
+    y[o] = sum over all taps k and positions i with  i s + k d = o + p  of  w[k] x[i]
+
+so the outputs of one *phase*, those with the same (o + p) mod s, meet the same taps: every (s / g)-th, g = gcd(s, d),
+and from one of them to the next i falls by d / g. That is a convolution of stride 1 and dilation d / g with these taps
+in reverse order, written to every s-th element of y. There is one for each combination of the axes' phases that have
+taps at all; the other outputs are the bias. Where the last axis has more phases than a group has channels (an inverse
+STFT has one channel and 256 phases), phases that read the same positions become the channels of one convolution.
+
+Weight gradient. dw[m, c, k] = sum over n and o of dy[n, m, o] x[n, c, o s - p + k d] is a convolution of x with filters
+dy whose channels are the images n, whose stride is d and whose dilation is s. The channels c would be its images, but
+an image has as few pixels as the kernel has taps, so they become one more spatial axis where there is one left.
+
+Both are described by the ConvProblem that they belong to (transposed_problem.py). Dumoulin and Visin, "A guide to
+convolution arithmetic for deep learning", 2016; Shi et al., "Is the deconvolution layer the same as a convolutional
+layer?", 2016.
+"""
+
+from __future__ import annotations
+
+from functools import lru_cache
+from itertools import product
+from math import gcd, prod
+from typing import NamedTuple
+
+import numpy as np
+from numpy.lib.stride_tricks import as_strided
+
+from . import config
+from .plan import algorithms, plan_for
+from .problem import AXES, COMPILED_DTYPES, ConvProblem, choice, fail, plain_problem
+
+GEMM = "im2col_gemm"
+
+
+class Phase(NamedTuple):
+    """The outputs of one axis that meet the same taps."""
+
+    first: int  # position of the first in y
+    step: int  # from one to the next
+    count: int
+    start: int  # position in x that the first output's first tap meets; below 0 in the padding
+    dilation: int
+    length: int  # how many taps
+    taps: slice  # which ones of the kernel
+
+    @property
+    def reading(self) -> tuple[int, int, int]:
+        """What phases have in common that can be the channels of one convolution."""
+        return self.count, self.start, self.length
+
+
+def phases_of_axis(x_size: int, y_size: int, kernel: int, stride: int, dilation: int, pad: int) -> list[Phase]:
+    """Return the phases that meet x at all, by their first output."""
+    if x_size == 1:
+        stride = dilation * (kernel - 1) + 1  # any does, and with this one no output meets two taps
+    common = gcd(stride, dilation)
+    apart, step = stride // common, dilation // common
+    phases = []
+    for tap in range(min(kernel, apart)):
+        first = (tap * dilation - pad) % stride
+        count = -((first - y_size) // stride)
+        last = tap + (kernel - 1 - tap) // apart * apart  # the tap that is met first
+        start = (first + pad - last * dilation) // stride
+        # Taps before `low` and from `high` on meet nothing but padding.
+        low = max(0, -((start + count - 1) // step))
+        high = min((last - tap) // apart + 1, -((start - x_size) // step))
+        if count > 0 and low < high:
+            stop = last - high * apart
+            taps = slice(last - low * apart, stop if stop >= 0 else None, -apart)
+            phases.append(Phase(first, stride, count, start + low * step, step, high - low, taps))
+    return sorted(phases)
+
+
+def runs_of_phases(phases: list[Phase]) -> list[list[Phase]]:
+    """Return the phases in runs that can be channels of one convolution: they read alike and are evenly spaced."""
+    runs: list[list[Phase]] = []
+    for phase in phases:
+        run = runs[-1] if runs else []
+        alike = bool(run) and run[0].reading == phase.reading
+        if alike and (len(run) == 1 or phase.first - run[-1].first == run[1].first - run[0].first):
+            run.append(phase)
+        else:
+            runs.append([phase])
+    return runs
+
+
+class Piece:
+    """One ordinary convolution of those that make up a transposed one: one phase on every axis."""
+
+    def __init__(self, whole: ConvProblem, phases: tuple[Phase, ...], x_size: list[int]):
+        self.phases = phases
+        self.x_where = tuple(slice(max(phase.start, 0), None) for phase in phases)
+        self.y_where = tuple(slice(phase.first, None, phase.step) for phase in phases)
+        self.taps = tuple(phase.taps for phase in phases)
+        self.axes = [
+            (size - max(p.start, 0), p.count, p.length, 1, p.dilation, max(-p.start, 0))
+            for size, p in zip(x_size, phases, strict=True)
+        ]
+        self.whole = whole
+        self.problem = self.problem_of(whole.groups, whole.ic)
+
+    def problem_of(self, groups: int, channels: int) -> ConvProblem:
+        """Return the convolution that gives `channels` outputs for each group."""
+        p = self.whole
+        return plain_problem(p.rank, np.dtype(p.dtype), (p.n, groups, p.oc, channels), self.axes, 0, bool(p.exact))
+
+    def x_view(self, x: np.ndarray) -> np.ndarray:
+        """Return what of x it reads."""
+        return x[(..., *self.x_where)]
+
+    def y_view(self, y: np.ndarray) -> np.ndarray:
+        """Return what of y it writes."""
+        return y[(..., *self.y_where)]
+
+    def weight(self, weight: np.ndarray) -> np.ndarray:
+        """Return its filters, from a weight of shape (groups, oc, ic, *kernel)."""
+        return channels_swapped(weight[(..., *self.taps)])
+
+    def bias(self, bias: np.ndarray | None) -> np.ndarray | None:
+        """Return its bias."""
+        return bias
+
+
+class RunPiece(Piece):
+    """One channel of the result, where a run of phases of the last axis are the channels of the convolution."""
+
+    def __init__(
+        self, whole: ConvProblem, phases: tuple[Phase, ...], x_size: list[int], run: list[Phase], channel: int
+    ):
+        super().__init__(whole, (*phases, run[0]), x_size)
+        self.run = run
+        self.channel = channel
+        self.group, self.channel_of_group = divmod(channel, whole.ic)
+        self.problem = self.problem_of(1, len(run))
+
+    def x_view(self, x: np.ndarray) -> np.ndarray:
+        """Return what of x it reads: the channels of one group."""
+        first = self.group * self.whole.oc
+        rank = self.whole.rank
+        return x[(..., slice(first, first + self.whole.oc), *self.x_where[-rank:])]
+
+    def y_view(self, y: np.ndarray) -> np.ndarray:
+        """Return what of y it writes: the phases' first outputs side by side are the axis of channels."""
+        first, step, count = self.run[0].first, self.run[0].step, self.run[0].count
+        spacing = self.run[1].first - first if len(self.run) > 1 else 0
+        y = y[(..., self.channel, *self.y_where[:-1], slice(first, None))]
+        batch, along = y.ndim - self.whole.rank, y.strides[-1]
+        shape = (*y.shape[:batch], len(self.run), *y.shape[batch:-1], count)
+        return as_strided(y, shape, (*y.strides[:batch], spacing * along, *y.strides[batch:-1], step * along))
+
+    def weight(self, weight: np.ndarray) -> np.ndarray:
+        """Return its filters, one for each phase of the run."""
+        one = weight[(self.group, slice(None), self.channel_of_group, *self.taps[:-1])]
+        firsts = np.array([phase.taps.start for phase in self.run])
+        if len(firsts) > 1 and (np.diff(firsts) != firsts[1] - firsts[0]).any():  # with some dilations
+            return np.stack([one[..., phase.taps] for phase in self.run])
+        taps = one[..., self.taps[-1]]
+        spacing = int(firsts[1] - firsts[0]) * one.strides[-1] if len(firsts) > 1 else 0
+        shape = (1, len(one), len(firsts), *taps.shape[1:])
+        return channels_swapped(as_strided(taps, shape, (0, one.strides[0], spacing, *taps.strides[1:])))
+
+    def bias(self, bias: np.ndarray | None) -> np.ndarray | None:
+        """Return its bias: one channel's for all."""
+        return None if bias is None else np.full(len(self.run), bias[self.channel])
+
+
+def channels_swapped(weight: np.ndarray) -> np.ndarray:
+    """Return (groups, oc, ic, ...) as a new (groups * ic, oc, ...)."""
+    groups, oc, ic, *kernel = weight.shape
+    swapped = np.empty((groups, ic, oc, *kernel), weight.dtype)
+    if config.core is not None and weight.dtype in COMPILED_DTYPES:
+        axes = (slice(None), slice(None), slice(None), *[None] * (3 - len(kernel)))
+        config.core.copy_swapped(weight[axes], swapped[axes])
+    else:
+        swapped[...] = weight.swapaxes(1, 2)
+    return swapped.reshape(groups * ic, oc, *kernel)
+
+
+class TransposedPlan:
+    """The plan (see plan.py) of a transposed convolution: the input gradient of `problem`, plus a bias."""
+
+    def __init__(self, problem: ConvProblem, algorithm: str | None):
+        self.problem = problem
+        letters = AXES[3 - problem.rank :]
+        x_size, y_size, kernel, stride, dilation, pad = (
+            [getattr(problem, f"{name}_{letter}") for letter in letters]
+            for name in ("out", "in", "kernel", "stride", "dilation", "pad")
+        )
+        self.kernel = kernel
+        axes = [phases_of_axis(*one) for one in zip(x_size, y_size, kernel, stride, dilation, pad, strict=True)]
+        channels, runs = problem.groups * problem.ic, runs_of_phases(axes[-1])
+        if 2 * len(runs) * channels <= len(axes[-1]):
+            pieces = [
+                RunPiece(problem, phases, x_size, run, channel)
+                for *phases, run in product(*axes[:-1], runs)
+                for channel in range(channels)
+            ]
+        else:
+            pieces = [Piece(problem, phases, x_size) for phases in product(*axes)]
+        self.pieces = [(piece, plan_for(piece.problem, algorithm)) for piece in pieces]
+        # Whether there are outputs that no piece writes.
+        self.has_gaps = prod(sum(phase.count for phase in phases) for phases in axes) < prod(y_size)
+
+    def pack(self, weight: np.ndarray, bias: np.ndarray | None):
+        """Return the parameters as the pieces read them, and the bias for what no piece writes."""
+        p = self.problem
+        w = weight.reshape(p.groups, p.oc, p.ic, *self.kernel)
+        packed = [plan.pack(piece.weight(w), piece.bias(bias)) for piece, plan in self.pieces]
+        column = weight.dtype.type(0) if bias is None else bias.reshape(-1, *[1] * p.rank)
+        return packed, column
+
+    def run(self, x: np.ndarray, packed, y: np.ndarray) -> None:
+        """Write the transposed convolution of x into y; both with or without the batch axis."""
+        parts, column = packed
+        if self.has_gaps:
+            y[...] = column
+        for (piece, plan), part in zip(self.pieces, parts, strict=True):
+            plan.run(piece.x_view(x), part, piece.y_view(y))
+
+
+class WeightGradientPlan:
+    """The plan of a convolution's weight gradient: `pack` takes the gradient of its output."""
+
+    def __init__(self, problem: ConvProblem, algorithm: str | None):
+        self.problem = p = problem
+        names = ("in", "kernel", "out", "dilation", "stride", "pad")  # as the convolution of x with dy has them
+        axes = [tuple(getattr(p, f"{name}_{letter}") for name in names) for letter in AXES[3 - p.rank :]]
+        axes = [(size, taps, filters, step, apart, pad) for size, taps, filters, step, apart, pad in axes]
+        self.channels_are_pixels = p.rank < 3
+        if self.channels_are_pixels:
+            axes.append((p.ic, p.ic, 1, 1, 1, 0))
+        # One tap means pixels without neighbours, and so nothing that `direct` could use twice.
+        if algorithm is None and p.kernel_d * p.kernel_h * p.kernel_w == 1 and GEMM in algorithms(p.dtype):
+            algorithm = GEMM
+        counts = (1 if self.channels_are_pixels else p.ic, p.groups, p.n, p.oc)
+        self.plan = plan_for(plain_problem(len(axes), np.dtype(p.dtype), counts, axes, 0, bool(p.exact)), algorithm)
+
+    def pack(self, grad_output: np.ndarray, bias: None = None):
+        """Return the filters: the output's gradient with channels and images in each other's places."""
+        del bias
+        return self.plan.pack(np.ascontiguousarray(grad_output.swapaxes(0, 1)), None)
+
+    def run(self, x: np.ndarray, packed, y: np.ndarray) -> None:
+        """Write the gradient into y, which has the weight's shape."""
+        p = self.problem
+        place = -1 if self.channels_are_pixels else 0
+        x = x.reshape(p.n, p.groups, p.ic, *x.shape[2:]).swapaxes(0, 1)  # (groups, n, ic, ...)
+        x = np.moveaxis(x, 2, place)
+        first = 0 if self.channels_are_pixels else 1
+        x = x.reshape(*x.shape[:first], p.groups * p.n, *x.shape[first + 2 :])
+        self.plan.run(x, packed, np.moveaxis(y, 1, place))
+
+
+def transposed_plan(function: str, problem: ConvProblem, algorithm: str | None = None) -> TransposedPlan:
+    """Return the plan for the transposed convolution that is the input gradient of `problem`."""
+    return _checked_plan(TransposedPlan, function, problem, algorithm)
+
+
+def weight_gradient_plan(function: str, problem: ConvProblem, algorithm: str | None = None) -> WeightGradientPlan:
+    """Return the plan for the weight gradient of `problem`."""
+    return _checked_plan(WeightGradientPlan, function, problem, algorithm)
+
+
+def _checked_plan(kind: type, function: str, problem: ConvProblem, algorithm: str | None):
+    if algorithm is None:
+        return _plan(kind, problem, None, config.isa())
+    choice(function, "algorithm", algorithm, algorithms(problem.dtype))
+    try:
+        return _plan(kind, problem, algorithm, config.isa())
+    except ValueError:
+        rule = "must accept each of the convolutions that this one is made of; im2col_gemm accepts everything"
+        fail(ValueError, function, "algorithm", rule, algorithm)
+
+
+@lru_cache(maxsize=256)
+def _plan(kind: type, problem: ConvProblem, algorithm: str | None, isa: str):
+    del isa  # plan_for asks for it again: here it belongs to the key
+    return kind(problem, algorithm)

@@ -1,0 +1,171 @@
+/* The inner loop of depthwise.c: a tile of vectors of outputs, summed over chunks of taps. */
+#ifndef DEPTHWISE_TILE_H
+#define DEPTHWISE_TILE_H
+
+#include "depthwise_strip.h"
+
+/* Tiles of `rows` vectors for each of some output channels: columns first_column, + column_step, ..., last_column (the
+ * last step is cut short: the tiles overlap) of `tiles` tiles, tile_* apart, of `groups` groups, group_* apart. */
+typedef struct dw_tile_job {
+    const real *strip, *weights;
+    const int64_t *offsets; /* of the chunks: whole of them have all the taps, then less of them have one less */
+    int64_t whole, less, ic, channel, lane_row;
+    int64_t rows, tiles, tile_strip, tile_out;
+    int64_t groups, group_strip, group_weights, group_out, group_bias;
+    int64_t first_column, column_step, last_column;
+    real *out;
+    int64_t out_row, out_channel;
+    const real *sum;  /* of the terms before these, [channel][row][LANES], or NULL */
+    const real *bias; /* of the tile's first channel at the last terms, else NULL */
+} dw_tile_job;
+
+/* Volatile where more than one product uses the vector: gcc would load it again for each of the first two. */
+INLINE vec tile_load(const real *x, const int uses) {
+    if (uses == 1) return vec_load(x);
+    return *(const volatile vec_unaligned *)x;
+}
+
+/* acc[o][r] += weights[k][o] * vector r + k of the strip, for some chunks of one input channel. */
+INLINE const real *tile_chunks(const int channels, const int taps, const int rows, const int64_t *offsets,
+                               int64_t count, const real *strip, int64_t lane_row, const real *weights, vec *acc) {
+    for (int64_t s = 0; s < count; s++, weights += taps * channels) {
+        const real *x = strip + offsets[s];
+        vec w[DW_TAPS * DW_CHANNELS];
+        UNROLL
+        for (int k = 0; k < taps * channels; k++) w[k] = vec_splat(weights[k]);
+        UNROLL
+        for (int i = 0; i < rows; i++) {
+            const vec v = tile_load(x + i * lane_row, taps);
+            UNROLL
+            for (int k = 0; k < taps; k++) UNROLL
+            for (int o = 0; o < channels; o++)
+                if (i >= k) acc[o * rows + i - k] += w[k * channels + o] * v;
+        }
+        UNROLL
+        for (int i = rows; i < rows + taps - 1; i++) { /* below the last row */
+            const vec v = tile_load(x + i * lane_row, taps);
+            UNROLL
+            for (int k = 1; k < taps; k++) UNROLL
+            for (int o = 0; o < channels; o++)
+                if (i >= k && i - k < rows) acc[o * rows + i - k] += w[k * channels + o] * v;
+        }
+    }
+    return weights;
+}
+
+/* A job's constants for one tile. Scalars, not a copy of the job: no store can change them, and a copy of a struct that
+ * has just been written waits for its stores (150 cycles with gcc's vector moves on Zen 3). */
+typedef struct tile_constants {
+    const int64_t *offsets;
+    int64_t whole, less, ic, channel, lane_row, out_row, out_channel;
+    const real *sum;
+} tile_constants;
+
+INLINE void tile_store(const int channels, const int rows, const tile_constants *t, const real *biases, real *out,
+                       const vec *acc) {
+    UNROLL
+    for (int o = 0; o < channels; o++) {
+        const vec bias = biases ? vec_splat(biases[o]) : vec_zero();
+        const real *sum = t->sum + o * rows * LANES;
+        if (t->sum) {
+            UNROLL
+            for (int r = 0; r < rows; r++)
+                vec_store(out + r * t->out_row, vec_load(sum + r * LANES) + acc[o * rows + r] + bias);
+        } else {
+            UNROLL
+            for (int r = 0; r < rows; r++) vec_store(out + r * t->out_row, acc[o * rows + r] + bias);
+        }
+        out += t->out_channel;
+    }
+}
+
+INLINE void tile_one(const int channels, const int taps, const int rows, const tile_constants *t, const real *strip,
+                     const real *weights, const real *bias, real *out) {
+    vec acc[DW_CHANNELS * 14]; /* those that are used are registers */
+    UNROLL
+    for (int o = 0; o < channels; o++) UNROLL
+    for (int r = 0; r < rows; r++) acc[o * rows + r] = vec_zero();
+    for (int64_t c = 0; c < t->ic; c++, strip += t->channel) {
+        weights = tile_chunks(channels, taps, rows, t->offsets, t->whole, strip, t->lane_row, weights, acc);
+        if (taps > 1)
+            weights =
+                tile_chunks(channels, taps - 1, rows, t->offsets + t->whole, t->less, strip, t->lane_row, weights, acc);
+    }
+    tile_store(channels, rows, t, bias, out, acc);
+}
+
+INLINE void tile_all(const int channels, const int taps, const int across, const int rows, const dw_tile_job *job) {
+    const tile_constants t = {job->offsets, job->whole,       job->less,
+                              job->ic,      job->channel,     across ? LANES : job->lane_row,
+                              job->out_row, job->out_channel, job->sum};
+    const int64_t groups = job->groups, tiles = job->tiles, first = job->first_column, last = job->last_column;
+    const int64_t step = job->column_step, tile_strip = job->tile_strip, tile_out = job->tile_out;
+    const int64_t group_strip = job->group_strip, group_weights = job->group_weights, group_out = job->group_out;
+    const int64_t group_bias = job->bias ? job->group_bias : 0;
+    const real *weights = job->weights, *bias = job->bias, *strip = job->strip;
+    real *out = job->out;
+    for (int64_t group = 0; group < groups; group++) {
+        for (int64_t tile = 0; tile < tiles; tile++)
+            for (int64_t column = first;; column = min_i64(column + step, last)) {
+                tile_one(channels, taps, rows, &t, strip + tile * tile_strip + column, weights, bias,
+                         out + tile * tile_out + column);
+                if (column == last) break;
+            }
+        weights += group_weights;
+        bias += group_bias;
+        strip += group_strip;
+        out += group_out;
+    }
+}
+
+/* The most accumulators per channel of a tile of so many channels. */
+INLINE int tile_most_rows(int64_t channels) { return channels == 1 ? DW_ROWS : (int)(DW_ACCS / channels); }
+
+#define DW_TILE_ROWS(r) \
+    case r: \
+        if (r <= most) tile_all(channels, taps, across, r <= most ? r : 1, job); \
+        break;
+
+INLINE void tile_of_rows(const int channels, const int taps, const int across, const dw_tile_job *job) {
+    const int most = tile_most_rows(channels);
+    switch (job->rows) {
+        DW_TILE_ROWS(1)
+        DW_TILE_ROWS(2)
+        DW_TILE_ROWS(3)
+        DW_TILE_ROWS(4)
+        DW_TILE_ROWS(5)
+        DW_TILE_ROWS(6)
+        DW_TILE_ROWS(7)
+        DW_TILE_ROWS(8)
+        DW_TILE_ROWS(9)
+        DW_TILE_ROWS(10)
+        DW_TILE_ROWS(11)
+        DW_TILE_ROWS(12)
+        DW_TILE_ROWS(13)
+        DW_TILE_ROWS(14)
+    }
+}
+
+/* The name says channels, taps. */
+#define DW_TILE(c, t) \
+    static void tile_rows_##c##_##t(const dw_tile_job *job) { tile_of_rows(c, t, 0, job); } \
+    static void tile_across_##c##_##t(const dw_tile_job *job) { tile_of_rows(c, t, 1, job); }
+DW_TILE(1, 1)
+DW_TILE(1, 2)
+DW_TILE(1, 3)
+DW_TILE(1, 4)
+DW_TILE(2, 1)
+DW_TILE(3, 1)
+DW_TILE(4, 1)
+
+/* Tiles of several channels have one tap to a chunk. */
+static void dw_tile_run(int64_t channels, int64_t taps, int64_t across, const dw_tile_job *job) {
+    static void (*const of[2][DW_TAPS + DW_CHANNELS - 1])(const dw_tile_job *) = {
+        {tile_rows_1_1, tile_rows_1_2, tile_rows_1_3, tile_rows_1_4, tile_rows_2_1, tile_rows_3_1, tile_rows_4_1},
+        {tile_across_1_1, tile_across_1_2, tile_across_1_3, tile_across_1_4, tile_across_2_1, tile_across_3_1,
+         tile_across_4_1},
+    };
+    of[across][channels > 1 ? DW_TAPS + channels - 2 : taps - 1](job);
+}
+
+#endif
