@@ -25,8 +25,9 @@
 #include "im2col.h"
 #include "winograd_transform.h"
 
-/* The register tile: R tiles broadcast times NR channels; 12 + 2 + 1 of 16 registers, 28 + 2 + 1 of 32. */
-#define WINOGRAD_R (VECTOR_REGISTERS == 32 ? 14 : 6)
+/* The register tile: R tiles broadcast times NR channels. 12 + 2 + 1 of 16 registers; 28 + 2 + 1 of AVX-512's 32; NEON
+ * multiplies by lanes of 4 tiles: 24 + 2 + 3. */
+#define WINOGRAD_R (VECTOR_REGISTERS == 16 ? 6 : VECTOR_BYTES == 64 ? 14 : 12)
 #define WINOGRAD_LINE ((int64_t)(CONV_ALIGN / sizeof(real)))
 
 typedef struct winograd_plan {
@@ -57,11 +58,11 @@ static winograd_plan winograd_plan_of(const conv_problem *p) {
     g.tiles_w = ceil_div(ceil_div(p->out_w, p->dilation_w), 4);
     g.tiles = p->n * p->out_d * g.sub_h * g.sub_w * g.tiles_h * g.tiles_w;
     g.depth = ceil_div(p->ic, ceil_div(p->ic, max_i64(256 / size, ceil_div(p->ic, 8))));
-    /* For data of one sign chains of L add 2.9 u sum |x w| sqrt(L^2 / 9 ic + ic / 9 L) to the error, root mean square
-     * in the corners of a padded image, where it is largest: 3.0 for 64 channels, 3.3 for 256; summed apart, depth
-     * takes the place of L in the second term: 3.0 for 512 and more. Costs 4 %. */
-    g.chain = ceil_div(g.depth, ceil_div(g.depth, p->ic < 128 ? 24 : 32));
-    g.apart = p->ic > 256;
+    /* In data of one sign, chains of L err by about 2.9 u sum |x w| sqrt(L^2 / 9 ic + ic / 9 L), root mean square in
+     * the corners of a padded image, where that is most. Summed apart (4 % slower), depth takes L's place in the second
+     * term. Measured with these: 2.6 to 3.1 for 32 to 2048 channels. */
+    g.chain = ceil_div(g.depth, ceil_div(g.depth, p->ic < 64 ? 12 : p->ic < 128 ? 24 : 32));
+    g.apart = ceil_div(p->ic, g.depth) > 4;
     const int64_t fits = ((2 << 20) - (64 << 10)) / ELEMENTS - g.depth * size * LANES;
     g.most = max_i64(l2 * 5 / 8 / (ELEMENTS * g.depth * size), 12);
     g.most = min_i64(g.most, fits / (g.depth * size + task_bytes));
@@ -103,13 +104,14 @@ static int winograd_is_faster(const conv_problem *p, const winograd_plan *g) {
     return tiles * (weights * multiply + transform) < 9 * ic * (double)p->oc * pixels;
 }
 
-/* The bound of 16 u sum |x w| needs 32 channels: the error grows with the root of their number, the sum with the
- * number; beyond 2048 no more of them were tried. Two lanes (doubles of 16 bytes) are less than the quarter of a tile.
- */
 /* Packing transforms every filter, some 60 ns each (Zen 3), and an output saves 0.12 ns a filter: for one call it pays
  * from about 500 outputs on. */
 #define WINOGRAD_RAW_OUTPUTS 600
 
+/* The bound of 16 u sum |x w| needs 32 channels: the error grows with the root of their number, the sum with the
+ * number. The largest of 2 * 10^6 outputs in corners of padded images: 13.6 for normal data; for data of one sign 13.2
+ * from 63 channels on, and with 32 to 56, where two outputs passed 15, 16.5. More than 2048 were not tried. Two lanes
+ * (doubles in 16 bytes) are less than a quad. */
 static int winograd_accepts(const conv_problem *p) {
     if (p->raw && p->out_h * p->out_w < WINOGRAD_RAW_OUTPUTS) return 0;
     if (LANES < 4 || p->exact || p->ic < 32 || p->ic > 2048 || p->oc == 0) return 0;
@@ -243,13 +245,14 @@ typedef struct winograd_product {
 /* The sum in chains, each from zero and then added to m: the pass over m costs some 30 cycles, a term 6.6 (Zen 3). */
 INLINE void winograd_tile(const int r, const winograd_product *x) {
     const real *v = x->v, *u = x->u, *next = x->next;
-    const int64_t pitch = x->pitch, m_pitch = x->m_pitch, share = x->share;
-    for (int64_t c0 = 0; c0 < x->depth; c0 += x->chain) {
-        const int add = c0 > 0 || x->add;
+    const int64_t depth = x->depth, chain = x->chain, pitch = x->pitch, m_pitch = x->m_pitch, share = x->share;
+    real *const sums = x->m;
+    int add = x->add;
+    for (int64_t c0 = 0; c0 < depth; c0 += chain, add = 1) {
         vec acc[WINOGRAD_R][2];
         UNROLL
         for (int i = 0; i < r; i++) acc[i][0] = acc[i][1] = vec_zero();
-        for (int64_t c = min_i64(x->chain, x->depth - c0); c > 0; c--) {
+        for (int64_t c = min_i64(chain, depth - c0); c > 0; c--) {
             const vec b0 = vec_load(u), b1 = vec_load(u + LANES);
             __builtin_prefetch(next);
             UNROLL
@@ -262,7 +265,7 @@ INLINE void winograd_tile(const int r, const winograd_product *x) {
         }
         UNROLL
         for (int i = 0; i < r; i++) {
-            real *m = x->m + i * m_pitch;
+            real *m = sums + i * m_pitch;
             vec_store(m, add ? vec_load(m) + acc[i][0] : acc[i][0]);
             vec_store(m + LANES, add ? vec_load(m + LANES) + acc[i][1] : acc[i][1]);
         }
