@@ -5,10 +5,12 @@ own flags and its own object folder (setuptools names objects by source alone: a
 silently be the first one's object). The other sources stay at the baseline, so that they run on every CPU.
 
 Nothing here may stop an installation: without a compiler, Python's headers, or GCC's vector extensions there is no
-core, the build says so, and pyconv computes with NumPy. Two variables for CI and for wheels change that:
+core, the build says so, and pyconv computes with NumPy. Two variables for CI and for wheels change that, and one is for
+whoever knows the CPU, or wants a shorter build while working on a kernel:
 
     PYCONV_REQUIRE_CORE=1   a core that cannot be built, or lacks a row, is an error
     PYCONV_WERROR=1         the same, and so is every compiler warning
+    PYCONV_BUILD_ISAS=avx2  only these instruction sets, separated by commas
 """
 
 import os
@@ -37,6 +39,7 @@ DTYPES = ("f32", "f64")
 BASELINE = {"x86-64": ["-march=x86-64"], "aarch64": [], "other": []}
 
 WERROR = os.environ.get("PYCONV_WERROR", "0") not in ("", "0")
+BUILD_ISAS = [isa for isa in os.environ.get("PYCONV_BUILD_ISAS", "").split(",") if isa]
 REQUIRE_CORE = WERROR or os.environ.get("PYCONV_REQUIRE_CORE", "0") not in ("", "0")
 
 # gnu11, because -std=c11 turns contraction off and with it every fused multiply-add; contraction is spelt out because
@@ -112,6 +115,7 @@ class BuildCore(build_ext):
             rows = {
                 isa: [pool.submit(self.compile_row, isa, dtype, baseline + flags) for dtype in DTYPES]
                 for isa, flags in ROWS[architecture].items()
+                if not BUILD_ISAS or isa in BUILD_ISAS
             }
             core = self.translate(pyx)
             objects, macros = self.collect_rows(rows)
@@ -121,7 +125,7 @@ class BuildCore(build_ext):
         link_flags = LINK_FLAGS + openmp
         if not self.inplace and not self.editable_mode and sys.platform.startswith("linux"):
             link_flags.append("-Wl,-s")  # a wheel needs no symbols; a developer's profiler does
-        self.compiler.link_shared_object(objects, str(target), extra_postargs=link_flags)
+        self.compiler.link_shared_object(objects, str(target), libraries=["m"], extra_postargs=link_flags)
         say(f"compiled core: {', '.join(name for name, _ in macros)}, {'OpenMP' if openmp else 'one thread'}")
 
     def compile_row(self, isa, dtype, flags):

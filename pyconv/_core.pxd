@@ -4,6 +4,12 @@ from libc.stdint cimport int32_t, int64_t, uint32_t, uint64_t
 
 
 cdef extern from "conv.h" nogil:
+    enum:
+        CONV_NATIVE
+        CONV_BF16
+        CONV_I8
+        CONV_U8
+
     ctypedef struct conv_problem:
         int64_t n, groups, ic, oc
         int64_t in_d, in_h, in_w
@@ -12,7 +18,8 @@ cdef extern from "conv.h" nogil:
         int64_t stride_d, stride_h, stride_w
         int64_t dilation_d, dilation_h, dilation_w
         int64_t pad_d, pad_h, pad_w
-        int32_t pad_mode, exact, raw
+        double pad_value, activation_a, activation_b
+        int32_t pad_mode, activation, x_type, y_type, exact, raw
 
     ctypedef struct conv_io:
         const void *x
@@ -21,6 +28,7 @@ cdef extern from "conv.h" nogil:
         int64_t y_stride_n, y_stride_c, y_stride_d, y_stride_h, y_stride_w
         const void *packed
         const void *bias
+        const void *residual
 
     ctypedef struct conv_algo:
         const char *name

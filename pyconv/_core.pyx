@@ -14,6 +14,8 @@ from libc.string cimport strcmp
 import time
 from math import prod
 
+# NumPy's names of the formats that rows compute in.
+COMPUTED = {"f32": "f4", "f64": "f8", "i32": "i4", "i64": "i8"}
 MAC_FACTORS = "n groups ic oc kernel_d kernel_h kernel_w out_d out_h out_w".split()
 
 cdef extern from *:
@@ -160,6 +162,16 @@ cdef int usable_threads(int64_t macs, size_t tasks) noexcept nogil:
     return thread_limit if <size_t>thread_limit < tasks else <int>tasks
 
 
+cdef int stored_bytes(int type, int native) noexcept:
+    if type == CONV_NATIVE:
+        return native
+    return 1 if type == CONV_I8 or type == CONV_U8 else 2
+
+
+cdef widened(array, str dtype):
+    return None if array is None else array.astype(COMPUTED[dtype])
+
+
 @cython.final
 cdef class NativePlan:
     """One problem on one instruction set with one algorithm: knows how to pack weights for it and how to run it.
@@ -170,7 +182,8 @@ cdef class NativePlan:
     cdef conv_problem problem
     cdef const conv_algo *algo
     cdef int rank
-    cdef int itemsize
+    cdef int itemsize  # of weights and bias
+    cdef int x_bytes, y_bytes
     cdef size_t tasks
     cdef size_t scratch_bytes
     cdef int64_t macs
@@ -198,7 +211,9 @@ cdef class NativePlan:
         self.rank = rank
         self.isa = isa
         self.dtype = dtype
-        self.itemsize = 4 if dtype == "f32" else 8
+        self.itemsize = 8 if dtype.endswith("64") else 4
+        self.x_bytes = stored_bytes(self.problem.x_type, self.itemsize)
+        self.y_bytes = stored_bytes(self.problem.y_type, self.itemsize)
         self.algorithm = self.algo.name.decode()
         self.tasks = self.algo.tasks(&self.problem)
         self.scratch_bytes = (self.algo.scratch_bytes(&self.problem) + CONV_ALIGN - 1) // CONV_ALIGN * CONV_ALIGN
@@ -212,6 +227,8 @@ cdef class NativePlan:
         packed.data = <unsigned char *> aligned_new(packed.nbytes)
         if packed.data == NULL:
             raise MemoryError(f"no memory for {packed.nbytes} bytes of packed weights")
+        if self.problem.x_type != CONV_NATIVE:
+            weight, bias = widened(weight, self.dtype), widened(bias, self.dtype)
         rows = weight.reshape(len(weight), -1)
         source = weight_pointer[float](rows) if self.itemsize == 4 else weight_pointer[double](rows)
         with nogil:
@@ -232,8 +249,24 @@ cdef class NativePlan:
             for task in prange(<Py_ssize_t> tasks, num_threads=threads, schedule="dynamic"):
                 self.algo.pack(&self.problem, source, packed, task)
 
-    def run(self, x, PackedWeight packed not None, y):
-        """y = the convolution of x. Both with or without the batch axis; any strides in whole elements."""
+    def run(self, x, PackedWeight packed not None, y, residual=None):
+        """y = activation(convolution of x + residual). With or without the batch axis; any strides in whole elements.
+
+        The residual has the dtype, shape and strides of y, and may be y.
+        """
+        cdef Py_buffer rb
+        if self.problem.x_type == CONV_BF16:  # a dtype that the buffer protocol does not know
+            x, y, residual = x.view("u2"), y.view("u2"), None if residual is None else residual.view("u2")
+        if residual is None:
+            self.run_with(x, packed, y, NULL)
+            return
+        PyObject_GetBuffer(residual, &rb, PyBUF_RECORDS_RO)
+        try:
+            self.run_with(x, packed, y, rb.buf)
+        finally:
+            PyBuffer_Release(&rb)
+
+    cdef run_with(self, x, PackedWeight packed, y, const void *residual):
         cdef Py_buffer xb, yb
         cdef conv_io io
         cdef bint ok
@@ -245,8 +278,9 @@ cdef class NativePlan:
                 io.y = yb.buf
                 io.packed = packed.data
                 io.bias = packed.bias_data
-                set_strides(&xb, self.rank, self.itemsize, &io.x_stride_n)
-                set_strides(&yb, self.rank, self.itemsize, &io.y_stride_n)
+                io.residual = residual
+                set_strides(&xb, self.rank, self.x_bytes, &io.x_stride_n)
+                set_strides(&yb, self.rank, self.y_bytes, &io.y_stride_n)
                 with nogil:
                     ok = self.run_tasks(&io)
                 if not ok:

@@ -12,7 +12,8 @@ from . import config
 from .problem import ConvProblem, choice, fail
 from .reference import ReferencePlan
 
-NATIVE_DTYPES = {"float32": "f32", "float64": "f64"}
+# NumPy name: the row that computes it, and how its elements are stored (CONV_NATIVE ... of src_c/conv.h).
+NATIVE_DTYPES = {"float32": ("f32", 0), "float64": ("f64", 0), "float16": ("f32", 1), "bfloat16": ("f32", 2)}
 
 
 def plan_for(problem: ConvProblem, algorithm: str | None = None):
@@ -41,11 +42,13 @@ def plan_for(problem: ConvProblem, algorithm: str | None = None):
 
 @lru_cache(maxsize=1024)
 def _plan(problem: ConvProblem, algorithm: str | None, isa: str):
-    native = NATIVE_DTYPES.get(problem.dtype) if isa != config.REFERENCE else None
-    if algorithm == config.REFERENCE or (algorithm is None and native is None):
+    if config.REFERENCE in (algorithm, isa) or problem.dtype not in NATIVE_DTYPES:
         return ReferencePlan(problem)
+    native, x_type = NATIVE_DTYPES[problem.dtype]
+    y_type = NATIVE_DTYPES[problem.out_dtype][1]
     try:
-        return config.core.NativePlan(problem._asdict(), problem.rank, isa, native, algorithm)
+        fields = problem._asdict() | {"x_type": x_type, "y_type": y_type}
+        return config.core.NativePlan(fields, problem.rank, isa, native, algorithm)
     except LookupError:
         rule = f"must accept {problem.oc} output channels per group and these sizes; im2col_gemm accepts everything"
         fail(ValueError, f"conv{problem.rank}d", "algorithm", rule, algorithm)
@@ -60,6 +63,6 @@ def algorithms(dtype: str = "float32") -> tuple[str, ...]:
     >>> algorithms("int32")
     ('reference',)
     """
-    native = NATIVE_DTYPES.get(dtype) if config.isa() != config.REFERENCE else None
-    compiled = config.core.algorithms(config.isa(), native) if native else ()
+    native = config.isa() != config.REFERENCE and dtype in NATIVE_DTYPES
+    compiled = config.core.algorithms(config.isa(), NATIVE_DTYPES[dtype][0]) if native else ()
     return (*compiled, config.REFERENCE)

@@ -14,7 +14,8 @@ from typing import Any, NamedTuple, NoReturn
 
 import numpy as np
 
-PAD_MODES = {"zeros": 0, "reflect": 1, "replicate": 2, "circular": 3}
+PAD_MODES = {"zeros": 0, "reflect": 1, "replicate": 2, "circular": 3}  # CONV_PAD_* of src_c/conv.h
+PAD_CONSTANT = 4
 AXES = "dhw"
 COMPILED_DTYPES = frozenset({np.dtype(np.float32), np.dtype(np.float64)})  # native byte order only
 # Positions and element counts stay far below 2**63, so that no sum or product of them overflows in C.
@@ -25,8 +26,8 @@ class ConvProblem(NamedTuple):
     """A convolution of any rank as a 3-D one; the fields of ``conv_problem`` in src_c/conv.h, and two of Python's own.
 
     ``ic`` and ``oc`` count the channels of one group, ``pad_*`` what lies before the first element. ``raw`` is 1
-    where weights are packed for one call alone, ``rank`` the number of spatial axes the arrays have, ``dtype`` the
-    NumPy name of the element type.
+    where weights are packed for one call alone, ``rank`` the number of spatial axes the arrays have, ``dtype`` and
+    ``out_dtype`` the NumPy names of the element types of x and y. ``activation`` is a number of activation.py.
     """
 
     n: int
@@ -56,6 +57,11 @@ class ConvProblem(NamedTuple):
     raw: int
     rank: int
     dtype: str
+    out_dtype: str
+    pad_value: float = 0.0
+    activation: int = 0
+    activation_a: float = 0.0
+    activation_b: float = 0.0
 
     @property
     def output_shape(self) -> tuple[int, ...]:
@@ -241,7 +247,9 @@ def plain_problem(
         fields[f"stride_{letter}"] = stride if out > 1 else 1
         fields[f"dilation_{letter}"] = dilation if kernel > 1 else 1
         fields[f"pad_{letter}"] = pad
-    return ConvProblem(**fields, pad_mode=pad_mode, exact=int(exact), raw=int(raw), rank=rank, dtype=dtype.name)
+    return ConvProblem(
+        **fields, pad_mode=pad_mode, exact=int(exact), raw=int(raw), rank=rank, dtype=dtype.name, out_dtype=dtype.name
+    )
 
 
 def check_channels(function: str, groups: int, channels: int, out_channels: int, ic: int) -> None:

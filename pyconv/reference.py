@@ -1,7 +1,7 @@
 """NumPy twin of the kernels: serves where the compiled core cannot, and says most plainly what they compute.
 
-    y[n, g, m, p] = bias[g, m]
-                    + sum over taps k and channels c of w[g, m, c, k] * x[n, g, c, p * stride - pad + k * dilation]
+    y[n, g, m, p] = activation(residual[n, g, m, p] + bias[g, m]
+                    + sum over taps k and channels c of w[g, m, c, k] * x[n, g, c, p * stride - pad + k * dilation])
 
 One matrix product per filter tap; float32 and float16 are summed in float64 and float32 and rounded once.
 """
@@ -12,9 +12,10 @@ from itertools import product
 
 import numpy as np
 
+from . import activation
 from .problem import PAD_MODES, ConvProblem
 
-ACCUMULATORS = {"float16": np.float32, "float32": np.float64, "complex64": np.complex128}
+ACCUMULATORS = {"float16": np.float32, "bfloat16": np.float32, "float32": np.float64, "complex64": np.complex128}
 
 
 class ReferencePlan:
@@ -26,7 +27,7 @@ class ReferencePlan:
     def __init__(self, problem: ConvProblem):
         self.problem = problem
         dtype = np.dtype(problem.dtype)
-        self.accumulator = np.dtype(np.int64) if dtype.kind == "i" else ACCUMULATORS.get(problem.dtype, dtype)
+        self.accumulator = np.dtype(np.int64) if dtype.kind in "iu" else ACCUMULATORS.get(problem.dtype, dtype)
 
     def pack(self, weight: np.ndarray, bias: np.ndarray | None):
         """Return the parameters in the accumulator's dtype, weights as (taps..., groups, oc, ic)."""
@@ -35,8 +36,8 @@ class ReferencePlan:
         w = weight.reshape(p.groups, p.oc, p.ic, *kernel).astype(self.accumulator)
         return np.moveaxis(w, (3, 4, 5), (0, 1, 2)), None if bias is None else bias.astype(self.accumulator)
 
-    def run(self, x: np.ndarray, packed, y: np.ndarray) -> None:
-        """Write the convolution of x into y; both with or without the batch axis."""
+    def run(self, x: np.ndarray, packed, y: np.ndarray, residual: np.ndarray | None = None) -> None:
+        """Write activation(convolution of x + residual) into y; all with or without the batch axis."""
         p = self.problem
         w, bias = packed
         size, out = (p.in_d, p.in_h, p.in_w), (p.out_d, p.out_h, p.out_w)
@@ -48,6 +49,10 @@ class ReferencePlan:
                 total += w[tap] @ columns.reshape(p.n, p.groups, p.ic, total.shape[-1])
             if bias is not None:
                 total += bias.reshape(p.groups, p.oc, 1)
+            if residual is not None:
+                total += residual.reshape(total.shape).astype(self.accumulator)
+            if p.activation:
+                total = activation.apply(p.activation, p.activation_a, p.activation_b, total)
             y[...] = total.reshape(y.shape).astype(y.dtype)
 
     def columns(self, x: np.ndarray, tap: tuple[int, int, int]) -> np.ndarray:
@@ -62,7 +67,7 @@ class ReferencePlan:
             inside.append(where >= 0)
             x = x.take(np.maximum(where, 0), axis=3 + "dhw".index(axis))
         mask = inside[0][:, None, None] & inside[1][:, None] & inside[2]
-        return x if mask.all() else np.where(mask, x, x.dtype.type(0))
+        return x if mask.all() else np.where(mask, x, x.dtype.type(p.pad_value))
 
 
 def source_index(position: np.ndarray, size: int, pad_mode: int) -> np.ndarray:

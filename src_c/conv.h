@@ -1,7 +1,7 @@
 /* The contract between the layers: one problem, one set of buffers, one table of algorithms.
  *
- *     y[n, g*oc + m, p] = bias[g*oc + m] + sum over (c, kd, kh, kw) of
- *                         w[g*oc + m, c, kd, kh, kw] * x[n, g*ic + c, p * stride - pad + k * dilation]
+ *     y[n, g*oc + m, p] = activation(residual[n, g*oc + m, p] + bias[g*oc + m] + sum over (c, kd, kh, kw) of
+ *                         w[g*oc + m, c, kd, kh, kw] * x[n, g*ic + c, p * stride - pad + k * dilation])
  *
  * Everything above this header (Python) speaks of arrays, strings and tuples; everything below sees a
  * checked conv_problem and plain pointers. 1-D and 2-D convolutions are 3-D ones with extents of 1.
@@ -12,8 +12,25 @@
 #include <stddef.h>
 #include <stdint.h>
 
-/* Where an index outside the input comes from. */
-enum { CONV_PAD_ZEROS, CONV_PAD_REFLECT, CONV_PAD_REPLICATE, CONV_PAD_CIRCULAR };
+/* Where an index outside the input comes from; CONV_PAD_CONSTANT: it is pad_value. */
+enum { CONV_PAD_ZEROS, CONV_PAD_REFLECT, CONV_PAD_REPLICATE, CONV_PAD_CIRCULAR, CONV_PAD_CONSTANT };
+
+/* How the elements of x and y are stored: in the format that the row computes in, or in a narrower one that is widened
+ * when x is copied and rounded once (integers: wrapped) when y is stored. Weights and bias are always native. */
+enum { CONV_NATIVE, CONV_F16, CONV_BF16, CONV_I8, CONV_U8, CONV_I16, CONV_U16 };
+
+/* activation(s), a and b being activation_a and activation_b. */
+enum {
+    CONV_IDENTITY,
+    CONV_CLAMP,      /* min(max(s, a), b); relu: a = 0, b = infinity; a NaN stays one */
+    CONV_LEAKY_RELU, /* s < 0 ? a s : s */
+    CONV_HARDSWISH,  /* s min(max(s + 3, 0), 6) / 6 */
+    CONV_SIGMOID,    /* 1 / (1 + exp(-s)) */
+    CONV_SILU,       /* s sigmoid(s) */
+    CONV_TANH,
+    CONV_GELU,     /* s (1 + erf(s / sqrt(2))) / 2 */
+    CONV_GELU_TANH /* s (1 + tanh(sqrt(2 / pi) (s + 0.044715 s^3))) / 2 */
+};
 
 typedef struct conv_problem {
     int64_t n, groups;
@@ -24,12 +41,17 @@ typedef struct conv_problem {
     int64_t stride_d, stride_h, stride_w;
     int64_t dilation_d, dilation_h, dilation_w;
     int64_t pad_d, pad_h, pad_w; /* before the first element; what is after follows from out_* */
-    int32_t pad_mode;            /* CONV_PAD_* */
-    int32_t exact;               /* 1: subnormals are kept and no algorithm may trade accuracy for speed */
-    int32_t raw;                 /* 1: the weights are packed for this one call, which `accepts` may count */
+    double pad_value;
+    double activation_a, activation_b;
+    int32_t pad_mode;       /* CONV_PAD_* */
+    int32_t activation;     /* CONV_IDENTITY ... */
+    int32_t x_type, y_type; /* CONV_NATIVE ... */
+    int32_t exact;          /* 1: subnormals are kept and no algorithm may trade accuracy for speed */
+    int32_t raw;            /* 1: the weights are packed for this one call, which `accepts` may count */
 } conv_problem;
 
-/* Strides count elements and may be zero or negative. x need not be aligned; packed and y are. */
+/* Strides count elements and may be zero or negative (not zero in y). x need not be aligned; packed, y, residual are.
+ */
 typedef struct conv_io {
     const void *x;
     int64_t x_stride_n, x_stride_c, x_stride_d, x_stride_h, x_stride_w;
@@ -37,6 +59,9 @@ typedef struct conv_io {
     int64_t y_stride_n, y_stride_c, y_stride_d, y_stride_h, y_stride_w;
     const void *packed; /* the weights as conv_algo.pack left them */
     const void *bias;   /* groups * oc values, or NULL */
+    /* What is added before the activation, or NULL: elements of y's type with y's strides. May be y itself: every
+     * element is read before it is written, and written once. */
+    const void *residual;
 } conv_io;
 
 /* An algorithm is a row. Its functions are pure: what they return depends on their arguments and on the

@@ -90,6 +90,7 @@ static int64_t find_spilling(const dw_task *t) {
     const conv_io *io = t->io;
     const dw_plan *s = t->s;
     const int64_t plane = p->out_h * p->out_w, one_call = s->across ? p->out_h == 1 : p->out_h % t->rows == 0;
+    if (!output_is_plain(p, io)) return p->groups;
     if (t->b.count_w >= t->width && (io->y_stride_w == 1 || p->out_w == 1)) return 0;
     if (p->out_d > 1 || p->oc > 1 || s->tile_step > 1 || !one_call || !t->all_at_once) return p->groups;
     if (t->b.count_h < p->out_h || t->b.count_w < p->out_w || io->y_stride_c != plane) return p->groups;
@@ -123,11 +124,12 @@ static void task_block(dw_task *t, dw_block_of b) {
 }
 
 /* The strip of so many groups: without the columns that are read from x. */
-static void fill_strip(const dw_task *t, const real_unaligned *x, int64_t group, int64_t groups, real *strip) {
+static void fill_strip(const dw_task *t, int64_t at, int64_t group, int64_t groups, real *strip) {
     const conv_problem *p = t->p;
-    if (p->pad_mode != CONV_PAD_ZEROS) {
+    const real_unaligned *x = (const real_unaligned *)t->io->x + at;
+    if (!t->plain_x) {
         if (t->inner_last - t->inner_first < t->b.count_w)
-            dw_gather_channels(p, t->io, t->s, t->spans, &t->b, x, groups * p->ic, strip);
+            dw_gather_channels(p, t->io, t->s, t->spans, &t->b, at, groups * p->ic, strip);
         return;
     }
     if (t->inner_last == 0) {
@@ -150,12 +152,11 @@ static void fill_strip(const dw_task *t, const real_unaligned *x, int64_t group,
 }
 
 /* Groups [first, last) of one block of one image. x, y: of the image. */
-static void block_run(const dw_task *t, const real_unaligned *x, real *y, int64_t first, int64_t last, int64_t batch,
-                      real *strip) {
+static void block_run(const dw_task *t, int64_t x, int64_t y, int64_t first, int64_t last, int64_t batch, real *strip) {
     const conv_problem *p = t->p;
     const conv_io *io = t->io;
     const dw_block_of *b = &t->b;
-    if (p->pad_mode == CONV_PAD_ZEROS && t->inner_last - t->inner_first < b->count_w) /* once for all groups */
+    if (t->plain_x && t->inner_last - t->inner_first < b->count_w) /* once for all groups */
         memset(strip - LANES, 0, (size_t)dw_strip_size(t->s, min_i64(batch, last - first) * p->ic) * sizeof(real));
     int64_t inner = 0; /* what the first output reads through the first tap */
     if (t->inner_last > 0)
@@ -163,14 +164,14 @@ static void block_run(const dw_task *t, const real_unaligned *x, real *y, int64_
                 dw_source_index(&t->s->h, 0, b->h, 0) * io->x_stride_h + b->w - t->s->w.pad;
     y += b->d * io->y_stride_d + b->h * io->y_stride_h + b->w * io->y_stride_w;
     for (int64_t g = first; g < last; g += batch) {
-        const real_unaligned *from = x + g * p->ic * io->x_stride_c;
+        const int64_t from = x + g * p->ic * io->x_stride_c;
         dw_batch_at at = {.groups = min_i64(batch, last - g), .weights = io->packed, .bias = io->bias};
         fill_strip(t, from, g, at.groups, strip);
         at.weights += g * p->oc * p->ic * t->taps;
         at.bias += at.bias ? g * p->oc : 0;
         for (int64_t d = 0; d < b->count_d; d++) {
             at.strip = strip + d * t->s->slice;
-            at.x = (const real *)from + inner + (t->inner_last > 0 ? d * t->x.slice : 0);
+            at.x = (const real *)io->x + from + inner + (t->inner_last > 0 ? d * t->x.slice : 0);
             at.y = y + g * p->oc * io->y_stride_c + d * io->y_stride_d;
             batch_run(t, &at, last - g);
         }
@@ -187,19 +188,21 @@ static void depthwise_run(const conv_problem *p, const conv_io *io, size_t task,
     b.count_w = min_i64(s.w.block, p->out_w - b.w);
     b.count_d = min_i64(s.d.block, p->out_d - b.d);
     const int64_t end = min_i64(b.h + s.h.block, p->out_h);
-    const int channels_last = p->pad_mode == CONV_PAD_ZEROS && io->x_stride_c == 1 && io->x_stride_w != 1;
+    const int plain_x = p->pad_mode == CONV_PAD_ZEROS && p->x_type == CONV_NATIVE;
+    const int channels_last = plain_x && io->x_stride_c == 1 && io->x_stride_w != 1;
     if (channels_last) dw_axis_resize(&s.h, s.transposed_rows);
     dw_layout(&s);
     real *strip = (real *)scratch + LANES, *tile = (real *)scratch + ceil_div(s.size, LANES) * LANES;
     int64_t *offsets = (int64_t *)(tile + ceil_div(tile_elements(&s), LANES) * LANES);
-    dw_task t = {.p = p, .io = io, .s = &s, .taps = dw_taps(p), .terms = chain_terms(p), .tile = tile};
+    dw_task t = {
+        .p = p, .io = io, .s = &s, .taps = dw_taps(p), .terms = chain_terms(p), .tile = tile, .plain_x = plain_x};
     t.strip.offsets = offsets;
     t.x.offsets = offsets + t.taps;
     t.spans = (dw_span *)(offsets + 2 * t.taps);
     for (; b.h < end; b.h += s.h.block) {
         b.count_h = min_i64(s.h.block, end - b.h);
         task_block(&t, b);
-        block_run(&t, (const real_unaligned *)io->x + n * io->x_stride_n, (real *)io->y + n * io->y_stride_n, first,
-                  last, channels_last ? s.transposed_groups : s.batch, strip);
+        block_run(&t, n * io->x_stride_n, n * io->y_stride_n, first, last,
+                  channels_last ? s.transposed_groups : s.batch, strip);
     }
 }

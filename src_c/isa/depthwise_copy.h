@@ -186,9 +186,9 @@ static void dw_copy_channels(const conv_problem *p, const conv_io *io, const dw_
             }
 }
 
-/* The same for padding that repeats the input: every position of each channel. */
+/* The same for padding that is not zero, and for stored types that are not native: every position of each channel. */
 static void dw_gather_channels(const conv_problem *p, const conv_io *io, const dw_plan *s, const dw_span *spans,
-                               const dw_block_of *b, const real_unaligned *x, int64_t channels, real *strip) {
+                               const dw_block_of *b, int64_t x, int64_t channels, real *strip) {
     const dw_span *w = spans + s->d.classes + s->h.classes;
     for (int64_t cw = 0; cw < s->w.classes; cw++) {
         const row_window window =
@@ -200,7 +200,8 @@ static void dw_gather_channels(const conv_problem *p, const conv_io *io, const d
                         for (int64_t j = 0; j < dw_class_length(&s->h, ch, b->count_h); j++) {
                             const int64_t d = pad_index(dw_source_index(&s->d, cd, b->d, i), p->in_d, p->pad_mode);
                             const int64_t h = pad_index(dw_source_index(&s->h, ch, b->h, j), p->in_h, p->pad_mode);
-                            gather_row(p, io, x + c * io->x_stride_c + d * io->x_stride_d + h * io->x_stride_h, &window,
+                            const int64_t row = x + c * io->x_stride_c + d * io->x_stride_d + h * io->x_stride_h;
+                            gather_row(p, io, d < 0 || h < 0 ? NO_ROW : row, &window,
                                        strip + c * s->channel + (cd * s->d.length + i) * s->slice +
                                            (ch * s->h.length + j) * s->rows + w[cw].base);
                         }

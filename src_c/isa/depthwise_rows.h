@@ -5,6 +5,7 @@
 
 #include "depthwise_copy.h"
 #include "depthwise_tile.h"
+#include "epilogue.h"
 
 /* Where a block's vectors are read: the strip, or x itself. */
 typedef struct dw_source {
@@ -22,6 +23,7 @@ typedef struct dw_task {
     int64_t rows, width;                /* accumulators of a tile per channel; columns that it writes */
     int64_t inner_first, inner_last;    /* columns of tiles that are read from x */
     int64_t spilling, all_at_once;      /* find_spilling; tiles before output channels */
+    int plain_x;                        /* native elements surrounded by zeros, or by nothing */
     dw_source strip, x;
     dw_span *spans;
     real *tile;
@@ -61,6 +63,7 @@ static void find_inner(dw_task *t) {
     const conv_io *io = t->io;
     const dw_block_of *b = &t->b;
     t->inner_first = t->inner_last = 0;
+    if (t->p->x_type != CONV_NATIVE) return;
     if (s->w.stride != 1 || io->x_stride_w != 1 || b->count_w < t->width) return;
     if (!axis_is_inside(&s->d, b->d, b->count_d, t->p->in_d) || !axis_is_inside(&s->h, b->h, b->count_h, t->p->in_h))
         return;
@@ -133,7 +136,7 @@ static void tiles_run(const dw_task *t, int64_t channels, const dw_tile_job *job
 typedef struct dw_batch_at {
     int64_t groups;
     const real *strip, *x, *weights, *bias;
-    real *y;
+    int64_t y;
 } dw_batch_at;
 
 /* Tiles of some output channels: from row h on, `tiles` tiles of so many accumulators. */
@@ -187,6 +190,7 @@ static void rows_run_scattered(const dw_task *t, const dw_batch_at *all, dw_rows
     const conv_io *io = t->io;
     const int64_t high = t->s->across ? 1 : at.rows, pitch = max_i64(t->b.count_w, t->width), tiles = at.tiles;
     const int64_t step = t->s->tile_step, first = at.h;
+    const int plain = output_is_plain(t->p, io);
     const dw_target in_memory = {t->tile, pitch, high * pitch, 0};
     at.tiles = 1;
     for (int64_t g = 0; g < all->groups; g++) {
@@ -195,18 +199,19 @@ static void rows_run_scattered(const dw_task *t, const dw_batch_at *all, dw_rows
                                  all->x + g * t->p->ic * t->x.channel,
                                  all->weights + g * t->p->oc * t->p->ic * t->taps,
                                  all->bias ? all->bias + g * t->p->oc : NULL,
-                                 NULL};
+                                 0};
         for (int64_t i = 0; i < tiles; i++) {
             at.h = first + i * high * step;
             rows_run(t, &one, &at, &in_memory);
             for (int64_t o = 0; o < at.channels; o++)
                 for (int64_t r = 0; r < high; r++) {
-                    const real *from = t->tile + (o * high + r) * pitch;
-                    real *to = all->y + (g * t->p->oc + at.m + o) * io->y_stride_c + (at.h + r * step) * io->y_stride_h;
-                    if (io->y_stride_w == 1)
-                        dw_copy_run(to, from, t->b.count_w);
+                    real *from = t->tile + (o * high + r) * pitch;
+                    const int64_t to =
+                        all->y + (g * t->p->oc + at.m + o) * io->y_stride_c + (at.h + r * step) * io->y_stride_h;
+                    if (plain && io->y_stride_w == 1)
+                        dw_copy_run((real *)io->y + to, from, t->b.count_w);
                     else
-                        for (int64_t c = 0; c < t->b.count_w; c++) to[c * io->y_stride_w] = from[c];
+                        finish_run(t->p, io, from, t->b.count_w, to, io->y_stride_w);
                 }
         }
     }
@@ -216,7 +221,7 @@ static void rows_run_scattered(const dw_task *t, const dw_batch_at *all, dw_rows
 static void rows_run_all(const dw_task *t, const dw_batch_at *b, const dw_rows_at *at, int64_t direct) {
     dw_batch_at part = *b;
     if (direct > 0) {
-        const dw_target y = {b->y + at->m * t->io->y_stride_c + at->h * t->io->y_stride_h,
+        const dw_target y = {(real *)t->io->y + b->y + at->m * t->io->y_stride_c + at->h * t->io->y_stride_h,
                              t->s->tile_step * t->io->y_stride_h, t->io->y_stride_c, t->p->oc * t->io->y_stride_c};
         part.groups = direct;
         rows_run(t, &part, at, &y);

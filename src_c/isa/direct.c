@@ -198,13 +198,13 @@ static direct_block direct_block_of(const conv_problem *p, const direct_plan *d,
 
 /* The strip of a filter of one tap: the block's pixels one after the other, for each channel. */
 static void direct_fill_flat(const conv_problem *p, const conv_io *io, const direct_plan *d, const direct_block *b,
-                             const real_unaligned *x, int64_t count) {
+                             int64_t x, int64_t count) {
     const int dense = input_is_dense(p, io);
     for (int64_t c = 0; c < count; c++, x += io->x_stride_c) {
         real *dst = b->strip + c * d->strip.channel_pitch;
         int64_t pixel = b->ow;
         if (dense) {
-            copy_strided(dst, x + pixel, 1, b->cols);
+            load_elements(p->x_type, io->x, x + pixel, 1, b->cols, dst);
             continue;
         }
         while (pixel < b->ow + b->cols) {
@@ -241,20 +241,15 @@ static void direct_panel(const direct_plan *d, const direct_block *b, int64_t ve
     }
 }
 
-/* y = totals + bias for one panel, by runs of pixels that are neighbours in y. */
+/* y = activation(totals + bias + residual) for one panel, by runs of pixels that are neighbours in y. */
 static void direct_store(const conv_problem *p, const conv_io *io, const direct_plan *d, const direct_block *b,
                          int64_t m, const real *totals) {
     const int64_t pitch = d->vectors * LANES, channel = b->group * p->oc + m;
     const int dense = d->flat && output_is_dense(p, io);
-    totals_run run = {totals,
-                      pitch,
-                      0,
-                      min_i64(pitch, b->m1 - m),
-                      io->bias ? (const real *)io->bias + channel : NULL,
-                      NULL,
-                      io->y_stride_c,
-                      dense ? 1 : io->y_stride_w};
-    real *first = (real *)io->y + b->n * io->y_stride_n + channel * io->y_stride_c;
+    totals_run run = {.totals = totals, .pitch = pitch, .channels = min_i64(pitch, b->m1 - m)};
+    run.bias = io->bias ? (const real *)io->bias + channel : NULL;
+    run.step = dense ? 1 : io->y_stride_w;
+    const int64_t first = b->n * io->y_stride_n + channel * io->y_stride_c;
     for (int64_t r = 0; r < b->rows; r++)
         for (int64_t column = 0; column < b->cols; column += run.pixels, run.totals += run.pixels * pitch) {
             const int64_t pixel = b->ow + column, row = d->flat ? pixel / p->out_w : 0;
@@ -262,7 +257,7 @@ static void direct_store(const conv_problem *p, const conv_io *io, const direct_
             const int64_t ow = d->flat ? pixel % p->out_w : pixel;
             run.pixels = dense ? b->cols : min_i64(p->out_w - ow, b->cols - column);
             run.y = dense ? first + pixel : first + od * io->y_stride_d + oh * io->y_stride_h + ow * io->y_stride_w;
-            store_totals(&run);
+            store_totals(p, io, &run);
         }
 }
 
@@ -270,7 +265,7 @@ static void direct_run(const conv_problem *p, const conv_io *io, size_t task, vo
     const direct_plan d = direct_plan_of(p);
     const direct_block b = direct_block_of(p, &d, task, scratch);
     const int64_t panel = d.vectors * LANES, all = direct_packed_channels(p), pixels = b.rows * b.cols;
-    const real_unaligned *x = (const real_unaligned *)io->x + b.n * io->x_stride_n + b.group * p->ic * io->x_stride_c;
+    const int64_t x = b.n * io->x_stride_n + b.group * p->ic * io->x_stride_c;
     const real *packed = (const real *)io->packed + b.group * d.depth * all;
     const int64_t chain = chain_terms(p);
     int64_t k = 0;

@@ -1,22 +1,53 @@
-/* From totals to y: a run of pixels that are neighbours in y, with the channels in lanes before.
+/* From sums to y: bias, residual, activation, the stored type, and runs of pixels with their channels in lanes before.
  *
- *     y[channel][pixel] = totals[pixel][channel] + bias[channel]
+ *     y[channel][pixel] = activation(totals[pixel][channel] + bias[channel] + residual[channel][pixel])
  *
  * LANES x LANES blocks are transposed in registers. Tails: the last block of a run of LANES pixels or more overlaps the
- * one before; shorter runs, and runs whose pixels are apart, are stored one by one. Channels last are not transposed.
- */
+ * one before unless there is a residual, which may be y; shorter runs, and runs whose pixels are apart, are stored one
+ * by one. Channels last are not transposed. */
 #ifndef EPILOGUE_H
 #define EPILOGUE_H
 
-#include "simd.h"
+#include "activation.h"
+#include "element.h"
 
 typedef struct totals_run {
     const real *totals; /* [pixel][pitch] */
     int64_t pitch, pixels, channels;
     const real *bias; /* of the first channel, or NULL */
-    real *y;          /* of the first pixel and channel */
-    int64_t y_stride_c, y_stride_w;
+    int64_t y, step;  /* the first pixel of the first channel in y; from one pixel to the next */
 } totals_run;
+
+/* The sum's last steps for LANES elements that are neighbours in y. All elements must exist. */
+INLINE vec finish_vector(const conv_problem *p, const conv_io *io, vec sum, int64_t y) {
+    if (io->residual) {
+        vec_values more = {.all = vec_zero()};
+        load_elements(p->y_type, io->residual, y, 1, LANES, more.lane);
+        sum += more.all;
+    }
+    return p->activation == CONV_IDENTITY ? sum : activate(p, sum);
+}
+
+/* The same for count elements in memory, step apart in y, and stores them. */
+static void finish_run(const conv_problem *p, const conv_io *io, real *sums, int64_t count, int64_t y, int64_t step) {
+    for (int64_t i = 0; i < count; i += LANES) {
+        const int64_t some = min_i64(LANES, count - i), at = y + i * step;
+        vec_values s = {.all = vec_zero()}, more = {.all = vec_zero()};
+        for (int64_t j = 0; j < some; j++) s.lane[j] = sums[i + j];
+        if (io->residual) load_elements(p->y_type, io->residual, at, step, some, more.lane);
+        if (io->residual) s.all += more.all;
+        if (p->activation != CONV_IDENTITY) s.all = activate(p, s.all);
+        if (p->y_type == CONV_NATIVE)
+            for (int64_t j = 0; j < some; j++) ((real *)io->y)[at + j * step] = s.lane[j];
+        else
+            store_narrow(p->y_type, io->y, at, step, some, s.lane);
+    }
+}
+
+/* Whether y = sum + bias is all there is to do. */
+INLINE int output_is_plain(const conv_problem *p, const conv_io *io) {
+    return p->y_type == CONV_NATIVE && p->activation == CONV_IDENTITY && io->residual == NULL;
+}
 
 INLINE vec bias_lanes(const real *bias, int64_t count) {
     vec v = vec_zero();
@@ -26,36 +57,40 @@ INLINE vec bias_lanes(const real *bias, int64_t count) {
 }
 
 /* One block of at most LANES pixels and channels. */
-INLINE void store_block(const totals_run *r, int64_t pixel, int64_t pixels, int64_t channel) {
+INLINE void store_block(const conv_problem *p, const conv_io *io, const totals_run *r, int64_t pixel, int64_t pixels,
+                        int64_t channel) {
     const int64_t channels = r->channels - channel < LANES ? r->channels - channel : LANES;
     const vec bias = bias_lanes(r->bias ? r->bias + channel : NULL, channels);
     const real *totals = r->totals + pixel * r->pitch + channel;
-    real *y = r->y + channel * r->y_stride_c + pixel * r->y_stride_w;
-    vec rows[LANES];
-    for (int i = 0; i < LANES; i++) rows[i] = i < pixels ? vec_load(totals + i * r->pitch) + bias : vec_zero();
-    vec_transpose(rows);
-    for (int64_t c = 0; c < channels; c++, y += r->y_stride_c)
-        if (pixels == LANES && r->y_stride_w == 1)
-            vec_store(y, rows[c]);
+    int64_t y = r->y + channel * io->y_stride_c + pixel * r->step;
+    const int whole = pixels == LANES && r->step == 1 && p->y_type == CONV_NATIVE;
+    vec_values rows[LANES];
+    for (int i = 0; i < LANES; i++) rows[i].all = i < pixels ? vec_load(totals + i * r->pitch) + bias : vec_zero();
+    vec_transpose(&rows[0].all);
+    for (int64_t c = 0; c < channels; c++, y += io->y_stride_c)
+        if (whole)
+            vec_store((real *)io->y + y, finish_vector(p, io, rows[c].all, y));
         else
-            for (int64_t i = 0; i < pixels; i++) y[i * r->y_stride_w] = rows[c][i];
+            finish_run(p, io, rows[c].lane, pixels, y, r->step);
 }
 
 /* Totals hold whole vectors of channels, so reading a partial one's unused lanes is fine. */
-static void store_totals(const totals_run *r) {
+static void store_totals(const conv_problem *p, const conv_io *io, const totals_run *r) {
     for (int64_t c = 0; c < r->channels; c += LANES) {
-        if (r->y_stride_c == 1 && r->channels - c >= LANES) {
+        if (io->y_stride_c == 1 && r->channels - c >= LANES && p->y_type == CONV_NATIVE) {
             const vec bias = bias_lanes(r->bias ? r->bias + c : NULL, LANES);
-            for (int64_t i = 0; i < r->pixels; i++)
-                vec_store(r->y + c + i * r->y_stride_w, vec_load(r->totals + i * r->pitch + c) + bias);
+            for (int64_t i = 0; i < r->pixels; i++) {
+                const int64_t y = r->y + c + i * r->step;
+                vec_store((real *)io->y + y, finish_vector(p, io, vec_load(r->totals + i * r->pitch + c) + bias, y));
+            }
             continue;
         }
         int64_t pixel = 0;
-        for (; pixel + LANES <= r->pixels; pixel += LANES) store_block(r, pixel, LANES, c);
-        if (pixel < r->pixels && r->pixels >= LANES && r->y_stride_w == 1)
-            store_block(r, r->pixels - LANES, LANES, c);
+        for (; pixel + LANES <= r->pixels; pixel += LANES) store_block(p, io, r, pixel, LANES, c);
+        if (pixel < r->pixels && r->pixels >= LANES && r->step == 1 && io->residual == NULL)
+            store_block(p, io, r, r->pixels - LANES, LANES, c);
         else if (pixel < r->pixels)
-            store_block(r, pixel, r->pixels - pixel, c);
+            store_block(p, io, r, pixel, r->pixels - pixel, c);
     }
 }
 

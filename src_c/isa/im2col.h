@@ -4,8 +4,7 @@
 #ifndef IM2COL_H
 #define IM2COL_H
 
-#include "../conv.h"
-#include "simd.h"
+#include "element.h"
 
 /* Terms of a sum that are added up from zero before they join the total of an output. The error of a chain grows with
  * its length, the total's with the number of chains. In units of u sum |x w|, the largest of 4 * 10^5 outputs of normal
@@ -19,30 +18,15 @@ INLINE int64_t chain_terms(const conv_problem *p) {
     return terms;
 }
 
-/* The source of position i on an axis of n elements, or -1 where the padding is zero. Front-end checks: reflect pads
- * less than n, circular at most n. A strip may ask for positions beyond the padding that no output reads: any valid
- * one. */
+/* The source of position i on an axis of n elements, or -1 where the padding has a value of its own. Front-end checks:
+ * reflect pads less than n, circular at most n. A strip may ask for positions beyond the padding that no output reads:
+ * any valid one. */
 INLINE int64_t pad_index(int64_t i, int64_t n, int32_t mode) {
     if (i >= 0 && i < n) return i;
-    if (mode == CONV_PAD_ZEROS) return -1;
+    if (mode == CONV_PAD_ZEROS || mode == CONV_PAD_CONSTANT) return -1;
     if (mode == CONV_PAD_REFLECT) i = i < 0 ? -i : 2 * (n - 1) - i;
     if (mode == CONV_PAD_CIRCULAR) i = i < 0 ? i + n : i - n;
     return min_i64(max_i64(i, 0), n - 1);
-}
-
-/* count elements from src, step apart. The last vector of a run overlaps the one before: nothing beyond either end is
- * read or written. */
-INLINE void copy_strided(real *restrict dst, const real_unaligned *restrict src, int64_t step, int64_t count) {
-    const real *from = (const real *)src;
-    if (step == 1 && count >= LANES) {
-        for (int64_t i = 0; i < count - LANES; i += LANES) vec_store(dst + i, vec_load(from + i));
-        vec_store(dst + count - LANES, vec_load(from + count - LANES));
-    } else if (step == 2 && count >= LANES) {
-        for (int64_t i = 0; i < count - LANES; i += LANES) vec_store(dst + i, vec_load_evens(from + 2 * i));
-        vec_store(dst + count - LANES, vec_load_evens(from + 2 * (count - LANES)));
-    } else {
-        for (int64_t i = 0; i < count; i++) dst[i] = src[step * i];
-    }
 }
 
 /* What the outputs [ow, ow + count) of a row read through a tap at `offset` (kw * dilation_w) in the padded input row:
@@ -64,33 +48,37 @@ INLINE row_window row_window_of(const conv_problem *p, const conv_io *io, int64_
     return w;
 }
 
+/* Rows of x are elements from its first one: one mechanism for all stored types. */
+#define NO_ROW INT64_MIN /* a row of padding */
+
 /* The outputs [from, to) of a window, all of which read padding. */
-INLINE void fill_padding(const conv_problem *p, const conv_io *io, const real_unaligned *row, const row_window *w,
-                         int64_t from, int64_t to, real *restrict dst) {
-    if (row == NULL || p->pad_mode == CONV_PAD_ZEROS) {
-        for (int64_t i = from; i < to; i++) dst[i] = 0;
+INLINE void fill_padding(const conv_problem *p, const conv_io *io, int64_t row, const row_window *w, int64_t from,
+                         int64_t to, real *restrict dst) {
+    if (row == NO_ROW || p->pad_mode == CONV_PAD_ZEROS || p->pad_mode == CONV_PAD_CONSTANT) {
+        for (int64_t i = from; i < to; i++) dst[i] = (real)p->pad_value;
     } else {
         for (int64_t i = from; i < to; i++)
-            dst[i] = row[pad_index(w->first + i * p->stride_w, p->in_w, p->pad_mode) * io->x_stride_w];
+            dst[i] = load_element(p->x_type, io->x,
+                                  row + pad_index(w->first + i * p->stride_w, p->in_w, p->pad_mode) * io->x_stride_w);
     }
 }
 
-/* dst[0..count) = the window's columns of an input row. row is the address of input column 0, or NULL for zeros. */
-INLINE void gather_row(const conv_problem *p, const conv_io *io, const real_unaligned *row, const row_window *w,
-                       real *restrict dst) {
-    const int64_t begin = row ? w->begin : w->count, end = row ? w->end : w->count;
+/* dst[0..count) = the window's columns of an input row. row: where its column 0 lies in x, or NO_ROW. */
+INLINE void gather_row(const conv_problem *p, const conv_io *io, int64_t row, const row_window *w, real *restrict dst) {
+    const int64_t begin = row != NO_ROW ? w->begin : w->count, end = row != NO_ROW ? w->end : w->count;
     fill_padding(p, io, row, w, 0, begin, dst);
     fill_padding(p, io, row, w, end, w->count, dst);
     if (begin < end)
-        copy_strided(dst + begin, row + (w->first + begin * p->stride_w) * io->x_stride_w, w->step, end - begin);
+        load_elements(p->x_type, io->x, row + (w->first + begin * p->stride_w) * io->x_stride_w, w->step, end - begin,
+                      dst + begin);
 }
 
-/* The input row that output row (od, oh) reads through tap (kd, kh), or NULL where the padding is zero. */
-INLINE const real_unaligned *input_row(const conv_problem *p, const conv_io *io, const real_unaligned *channel,
-                                       int64_t od, int64_t oh, int64_t kd, int64_t kh) {
+/* The input row that output row (od, oh) reads through tap (kd, kh), or NO_ROW. channel: where that begins in x. */
+INLINE int64_t input_row(const conv_problem *p, const conv_io *io, int64_t channel, int64_t od, int64_t oh, int64_t kd,
+                         int64_t kh) {
     const int64_t d = pad_index(od * p->stride_d - p->pad_d + kd * p->dilation_d, p->in_d, p->pad_mode);
     const int64_t h = pad_index(oh * p->stride_h - p->pad_h + kh * p->dilation_h, p->in_h, p->pad_mode);
-    return d < 0 || h < 0 ? NULL : channel + d * io->x_stride_d + h * io->x_stride_h;
+    return d < 0 || h < 0 ? NO_ROW : channel + d * io->x_stride_d + h * io->x_stride_h;
 }
 
 /* Whether the pixels of an image, numbered through, are consecutive elements of a tensor with these strides. */

@@ -2,7 +2,7 @@
  *
  *     Y[oc, pixels] = W[oc, depth] * im2col(x)[depth, pixels] + bias,  depth = (ic, kernel_d, kernel_h, kernel_w)
  *
- * for each task (image, block of groups, block of pixels):      one thread
+ * for each task (image, block of groups, pixels, channels):     one thread
  *   for each group, for each depth block of KC:                 columns [KC][NC] gathered from x: L2
  *     for each block of MC output channels, then each panel of NR = TILE_V vectors of pixels:     columns [KC][NR]: L1
  *       for each panel of MR = TILE_M output channels of the block:                            weights [KC][MR]: L2
@@ -14,6 +14,7 @@
  * Goto and van de Geijn, "Anatomy of high-performance matrix multiplication", ACM TOMS 34(3), 2008; Chellapilla, Puri
  * and Simard, "High performance convolutional neural networks for document processing", 2006. */
 #include "../cpu.h"
+#include "epilogue.h"
 #include "im2col.h"
 
 /* Most depth of a block: one chain of terms (im2col.h). 128 x NR floats are 8 KiB (AVX2) or 16 KiB (AVX-512), a quarter
@@ -28,6 +29,7 @@ typedef struct gemm_plan {
     int64_t depth, pixels, plane;    /* plane: kernel_d * kernel_h * kernel_w */
     int64_t nc, pitch, pixel_blocks; /* pixels of a block; distance of two rows of its columns */
     int64_t groups_per_task, group_blocks;
+    int64_t oc_block, oc_blocks; /* output channels of a block, a multiple of TILE_M */
 } gemm_plan;
 
 static gemm_plan gemm_plan_of(const conv_problem *p) {
@@ -45,6 +47,10 @@ static gemm_plan gemm_plan_of(const conv_problem *p) {
     /* An odd number of cache lines, or the rows of a panel would fall into a few sets of L1. */
     g.pitch = ceil_div(g.nc, LINE) * LINE;
     if (g.pitch / LINE % 2 == 0) g.pitch += LINE;
+    /* Sums that y cannot hold (narrow, or added to) are kept beside it: 512 KiB of them at most. */
+    const int64_t most_oc = max_i64((512 << 10) / (int64_t)sizeof(real) / g.pitch / TILE_M, 1) * TILE_M;
+    g.oc_blocks = ceil_div(p->oc, most_oc);
+    g.oc_block = ceil_div(ceil_div(p->oc, g.oc_blocks), TILE_M) * TILE_M;
     /* Depthwise: enough groups in a task that starting it (about 0.1 us) does not show: 2^15 multiply-adds are 1 us. */
     const int64_t work = max_i64(p->oc * g.depth, 1);
     g.groups_per_task = min_i64(max_i64((1 << 15) / min_i64(work * min_i64(g.nc, 1 << 15), 1 << 15), 1), p->groups);
@@ -91,25 +97,25 @@ static void im2col_gemm_pack(const conv_problem *p, const void *w, void *packed,
 
 /* A filter of one tap over dense images is no im2col: the block's pixels of every channel, copied so that the tiles
  * read one panel after the other from a few pages instead of a page a channel. */
-static void copy_columns(const conv_io *io, const gemm_plan *g, const real_unaligned *x, int64_t count, int64_t kc,
-                         real *columns) {
+static void copy_columns(const conv_problem *p, const conv_io *io, const gemm_plan *g, int64_t x, int64_t count,
+                         int64_t kc, real *columns) {
     for (int64_t k = 0; k < kc; k++, x += io->x_stride_c, columns += g->pitch) {
-        copy_strided(columns, x, 1, count);
+        load_elements(p->x_type, io->x, x, 1, count, columns);
         for (int64_t i = count; i % NR; i++) columns[i] = 0;
     }
 }
 
 /* columns[k - k0][...] for the depths [k0, k0 + kc); what is beyond the last pixel is zero. */
-static void gather_columns(const conv_problem *p, const conv_io *io, const gemm_plan *g, const real_unaligned *group,
+static void gather_columns(const conv_problem *p, const conv_io *io, const gemm_plan *g, int64_t group,
                            const pixel_run *runs, int64_t run_count, int64_t k0, int64_t kc, real *columns) {
     int64_t c = k0 / g->plane, tap = k0 % g->plane;
     int64_t kd = tap / (p->kernel_h * p->kernel_w), kh = tap / p->kernel_w % p->kernel_h, kw = tap % p->kernel_w;
     for (int64_t k = 0; k < kc; k++, columns += g->pitch) {
-        const real_unaligned *channel = group + c * io->x_stride_c;
+        const int64_t channel = group + c * io->x_stride_c;
         int64_t filled = 0;
         for (int64_t r = 0; r < run_count; r++) {
             const pixel_run *run = &runs[r];
-            const real_unaligned *row = input_row(p, io, channel, run->od, run->oh, kd, kh);
+            const int64_t row = input_row(p, io, channel, run->od, run->oh, kd, kh);
             const row_window window = row_window_of(p, io, kw * p->dilation_w, run->ow, run->count);
             gather_row(p, io, row, &window, columns + filled);
             filled += run->count;
@@ -249,45 +255,84 @@ static void pixel_offsets(const conv_io *io, const pixel_run *runs, int64_t run_
             *offsets++ = runs[r].od * io->y_stride_d + runs[r].oh * io->y_stride_h + (runs[r].ow + i) * io->y_stride_w;
 }
 
+/* The sums of output channels m0 to m1 of a group, for each run of pixels, to y. */
+static void finish_block(const conv_problem *p, const conv_io *io, const gemm_plan *g, const pixel_run *runs,
+                         int64_t run_count, int64_t m0, int64_t m1, int64_t y, real *sums) {
+    for (int64_t m = m0; m < m1; m++, sums += g->pitch) {
+        int64_t done = 0;
+        for (int64_t r = 0; r < run_count; done += runs[r++].count)
+            finish_run(p, io, sums + done, runs[r].count,
+                       y + m * io->y_stride_c + runs[r].od * io->y_stride_d + runs[r].oh * io->y_stride_h +
+                           runs[r].ow * io->y_stride_w,
+                       io->y_stride_w);
+    }
+}
+
 static size_t im2col_gemm_scratch_bytes(const conv_problem *p) {
     const gemm_plan g = gemm_plan_of(p);
-    return (size_t)(KC * g.pitch) * sizeof(real) + (size_t)g.nc * (sizeof(pixel_run) + sizeof(int64_t));
+    return (size_t)((KC + g.oc_block) * g.pitch) * sizeof(real) + (size_t)g.nc * (sizeof(pixel_run) + sizeof(int64_t));
 }
 
 static size_t im2col_gemm_tasks(const conv_problem *p) {
     const gemm_plan g = gemm_plan_of(p);
-    return (size_t)(p->n * g.group_blocks * g.pixel_blocks);
+    return (size_t)(p->n * g.group_blocks * g.pixel_blocks * g.oc_blocks);
+}
+
+/* What a task works on. */
+typedef struct gemm_task {
+    const conv_problem *p;
+    const conv_io *io;
+    gemm_plan g;
+    int64_t first, last; /* pixels */
+    int64_t m0, m1;      /* output channels */
+    int plain;           /* y holds the sums while they grow */
+    int consecutive;     /* pixels are neighbours where the sums are kept */
+    real *columns, *sums;
+    pixel_run *runs;
+    int64_t run_count, *offsets;
+} gemm_task;
+
+/* One group. x, y: where its first channel begins. */
+static void gemm_group_run(const gemm_task *t, int64_t x, int64_t y, const real *weights, const real *bias) {
+    const conv_problem *p = t->p;
+    const gemm_plan *g = &t->g;
+    const int dense = g->plane == 1 && input_is_dense(p, t->io);
+    real *c = t->plain ? (real *)t->io->y + y + (t->consecutive ? t->first : 0) : t->sums - t->m0 * g->pitch;
+    int64_t k0 = 0;
+    do { /* once even where there are no input channels: y is the bias then */
+        const int64_t kc = min_i64(chain_terms(p), g->depth - k0);
+        const gemm_block block = {kc, t->last - t->first, g->pitch, t->columns, t->consecutive ? NULL : t->offsets};
+        const gemm_output out = {c, t->plain ? t->io->y_stride_c : g->pitch, k0 > 0, k0 + kc == g->depth ? bias : NULL};
+        if (dense)
+            copy_columns(p, t->io, g, x + k0 * t->io->x_stride_c + t->first, t->last - t->first, kc, t->columns);
+        else
+            gather_columns(p, t->io, g, x, t->runs, t->run_count, k0, kc, t->columns);
+        for (int64_t m = t->m0; m < t->m1; m += MC)
+            gemm_block_run(&block, m, min_i64(m + MC, t->m1), weights + k0 * p->oc, out);
+        k0 += kc;
+    } while (k0 < g->depth);
+    if (!t->plain) finish_block(p, t->io, g, t->runs, t->run_count, t->m0, t->m1, y, t->sums);
 }
 
 static void im2col_gemm_run(const conv_problem *p, const conv_io *io, size_t task, void *scratch) {
-    const gemm_plan g = gemm_plan_of(p);
-    const int64_t pixel_block = (int64_t)task % g.pixel_blocks, rest = (int64_t)task / g.pixel_blocks;
-    const int64_t first_group = rest % g.group_blocks * g.groups_per_task, n = rest / g.group_blocks;
-    const int64_t last_group = min_i64(first_group + g.groups_per_task, p->groups);
-    const int64_t first = pixel_block * g.nc, last = min_i64(first + g.nc, g.pixels);
-    real *columns = scratch;
-    pixel_run *runs = (pixel_run *)(columns + KC * g.pitch);
-    int64_t *offsets = (int64_t *)(runs + g.nc);
-    const int64_t run_count = split_rows(p, first, last, runs);
-    const int consecutive = output_is_dense(p, io), dense = input_is_dense(p, io);
-    if (!consecutive) pixel_offsets(io, runs, run_count, offsets);
-    for (int64_t group = first_group; group < last_group; group++) {
-        const real_unaligned *x = (const real_unaligned *)io->x + n * io->x_stride_n + group * p->ic * io->x_stride_c;
-        const real *weights = (const real *)io->packed + group * p->oc * g.depth;
-        const real *bias = io->bias ? (const real *)io->bias + group * p->oc : NULL;
-        real *y = (real *)io->y + n * io->y_stride_n + group * p->oc * io->y_stride_c + (consecutive ? first : 0);
-        int64_t k0 = 0;
-        do { /* once even where there are no input channels: y is the bias then */
-            const int64_t kc = min_i64(chain_terms(p), g.depth - k0);
-            const gemm_block block = {kc, last - first, g.pitch, columns, consecutive ? NULL : offsets};
-            const gemm_output out = {y, io->y_stride_c, k0 > 0, k0 + kc == g.depth ? bias : NULL};
-            if (g.plane == 1 && dense)
-                copy_columns(io, &g, x + k0 * io->x_stride_c + first, last - first, kc, columns);
-            else
-                gather_columns(p, io, &g, x, runs, run_count, k0, kc, columns);
-            for (int64_t m = 0; m < p->oc; m += MC)
-                gemm_block_run(&block, m, min_i64(m + MC, p->oc), weights + k0 * p->oc, out);
-            k0 += kc;
-        } while (k0 < g.depth);
-    }
+    gemm_task t = {.p = p, .io = io, .g = gemm_plan_of(p), .columns = scratch};
+    const gemm_plan *g = &t.g;
+    int64_t rest = (int64_t)task;
+    t.m0 = rest % g->oc_blocks * g->oc_block, rest /= g->oc_blocks;
+    t.first = rest % g->pixel_blocks * g->nc, rest /= g->pixel_blocks;
+    const int64_t first_group = rest % g->group_blocks * g->groups_per_task, n = rest / g->group_blocks;
+    t.m1 = min_i64(t.m0 + g->oc_block, p->oc);
+    t.last = min_i64(t.first + g->nc, g->pixels);
+    t.sums = t.columns + KC * g->pitch;
+    t.runs = (pixel_run *)(t.sums + g->oc_block * g->pitch);
+    t.offsets = (int64_t *)(t.runs + g->nc);
+    t.run_count = split_rows(p, t.first, t.last, t.runs);
+    t.plain = output_is_plain(p, io);
+    t.consecutive = !t.plain || output_is_dense(p, io);
+    if (!t.consecutive) pixel_offsets(io, t.runs, t.run_count, t.offsets);
+    for (int64_t group = first_group; group < min_i64(first_group + g->groups_per_task, p->groups); group++)
+        gemm_group_run(&t, n * io->x_stride_n + group * p->ic * io->x_stride_c,
+                       n * io->y_stride_n + group * p->oc * io->y_stride_c,
+                       (const real *)io->packed + group * p->oc * g->depth,
+                       io->bias ? (const real *)io->bias + group * p->oc : NULL);
 }

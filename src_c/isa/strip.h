@@ -60,9 +60,9 @@ INLINE int64_t strip_offset(const conv_problem *p, const strip_layout *s, int64_
     return c * s->channel_pitch + (kd * s->row_slots + slot) * s->row_pitch + column;
 }
 
-/* Fills plane i of the strip with count channels from x (the first of them), for the outputs from (od, oh, ow) on. */
-static void strip_fill_plane(const conv_problem *p, const conv_io *io, const strip_layout *s, const real_unaligned *x,
-                             int64_t count, int64_t od, int64_t oh, int64_t ow, int64_t i, real *strip) {
+/* Fills plane i of the strip with count channels from the one at x on, for the outputs from (od, oh, ow) on. */
+static void strip_fill_plane(const conv_problem *p, const conv_io *io, const strip_layout *s, int64_t x, int64_t count,
+                             int64_t od, int64_t oh, int64_t ow, int64_t i, real *strip) {
     const row_window window = row_window_of(p, io, s->shared_cols ? i : i * p->dilation_w, ow, s->plane);
     strip += i * s->plane;
     for (int64_t c = 0; c < count; c++, x += io->x_stride_c, strip += s->channel_pitch)
@@ -73,15 +73,15 @@ static void strip_fill_plane(const conv_problem *p, const conv_io *io, const str
                                          ? max_i64(s->rows - p->dilation_h / p->stride_h, 0)
                                          : 0;
                 for (int64_t r = seen; r < s->rows; r++) {
-                    const real_unaligned *row = input_row(p, io, x, od, oh + r, kd, kh);
+                    const int64_t row = input_row(p, io, x, od, oh + r, kd, kh);
                     const int64_t slot = s->shared_rows ? r * p->stride_h + kh * p->dilation_h : kh * s->rows + r;
                     gather_row(p, io, row, &window, strip + (kd * s->row_slots + slot) * s->row_pitch);
                 }
             }
 }
 
-static void strip_fill(const conv_problem *p, const conv_io *io, const strip_layout *s, const real_unaligned *x,
-                       int64_t count, int64_t od, int64_t oh, int64_t ow, real *strip) {
+static void strip_fill(const conv_problem *p, const conv_io *io, const strip_layout *s, int64_t x, int64_t count,
+                       int64_t od, int64_t oh, int64_t ow, real *strip) {
     for (int64_t i = 0; i < s->planes; i++) strip_fill_plane(p, io, s, x, count, od, oh, ow, i, strip);
 }
 

@@ -156,8 +156,6 @@ typedef struct winograd_span {
     int64_t skip_rows;    /* outputs that belong to the row of tiles above */
 } winograd_span;
 
-#define NO_ROW INT64_MIN
-
 typedef struct winograd_task {
     winograd_plan plan;
     conv_problem p; /* as a sub-image's columns are read: the dilation is the stride */
@@ -207,19 +205,21 @@ static void winograd_split(winograd_task *t, const conv_io *io, int64_t first) {
 }
 
 /* z of every run for one channel. Rows of x are read in place where only zeros surround them: z has those already. */
-static void winograd_rows(const winograd_task *t, const conv_io *io, const real_unaligned *channel, int64_t ahead) {
+static void winograd_rows(const winograd_task *t, const conv_io *io, int64_t channel, int64_t ahead) {
     const int64_t pitch = t->plan.row_pitch;
     for (const winograd_span *r = t->run; r < t->run + t->runs; r++) {
         const row_window *w = &r->window;
         const real_unaligned *row[6];
-        if (t->p.pad_mode == CONV_PAD_ZEROS && w->step == 1 && w->end - w->begin >= LANES) {
+        if (t->p.pad_mode == CONV_PAD_ZEROS && t->p.x_type == CONV_NATIVE && w->step == 1 &&
+            w->end - w->begin >= LANES) {
             const int64_t first = (w->first + w->begin) * io->x_stride_w;
-            for (int i = 0; i < 6; i++) row[i] = r->rows[i] == NO_ROW ? t->zeros : channel + r->rows[i] + first;
+            for (int i = 0; i < 6; i++)
+                row[i] = r->rows[i] == NO_ROW ? t->zeros : (const real_unaligned *)io->x + channel + r->rows[i] + first;
             winograd_columns(row, w->end - w->begin, ahead, t->z + r->z + w->begin, pitch);
         } else {
             for (int i = 0; i < 6; i++) {
                 real *dst = t->strip + i * pitch + r->z;
-                if (r->rows[i] != NO_ROW) gather_row(&t->p, io, channel + r->rows[i], w, dst);
+                gather_row(&t->p, io, r->rows[i] == NO_ROW ? NO_ROW : channel + r->rows[i], w, dst);
                 row[i] = dst;
             }
             winograd_columns(row, ceil_div(w->count, LANES) * LANES, 0, t->z + r->z, pitch);
@@ -335,9 +335,11 @@ static void winograd_gemm(const winograd_task *t, const real *u, int64_t depth, 
         }
 }
 
-/* y: the first of the task's oc output channels. */
-static void winograd_output(const winograd_task *t, const conv_io *io, real *y, int64_t oc) {
-    tile_output o = {.step_c = io->y_stride_c,
+/* y: where the first of the task's oc output channels begins. */
+static void winograd_output(const winograd_task *t, const conv_io *io, int64_t y, int64_t oc) {
+    tile_output o = {.p = &t->p,
+                     .io = io,
+                     .step_c = io->y_stride_c,
                      .step_h = t->p.dilation_h * io->y_stride_h,
                      .step_w = t->p.dilation_w * io->y_stride_w};
     for (const winograd_span *r = t->run; r < t->run + t->runs; r++)
@@ -350,7 +352,7 @@ static void winograd_output(const winograd_task *t, const conv_io *io, real *y, 
                     o.channels = oc - k, o.skip_rows = r->skip_rows, o.skip_columns = r->ow + 4 * i - ow;
                     /* Four tiles fill a cache line of floats: while they do, the next line of each of the four rows. */
                     for (int c = 0; c < LANES; c++)
-                        __builtin_prefetch(o.y + c * o.step_c + (i & 3) * o.step_h + 16 * o.step_w, 1);
+                        __builtin_prefetch((real *)io->y + o.y + c * o.step_c + (i & 3) * o.step_h + 16 * o.step_w, 1);
                     winograd_output_tile(m, vec_load(t->bias + k), o);
                 }
 }
@@ -385,7 +387,7 @@ static void winograd_run(const conv_problem *p, const conv_io *io, size_t task, 
     winograd_split(&t, io, block * g->block);
     const int64_t k = t.panel * WINOGRAD_NR, oc = min_i64(t.panels * WINOGRAD_NR, p->oc - k);
     if (io->bias) memcpy(t.bias, (const real *)io->bias + group * p->oc + k, (size_t)oc * sizeof(real));
-    const real_unaligned *x = (const real_unaligned *)io->x + group * p->ic * io->x_stride_c;
+    const int64_t x = group * p->ic * io->x_stride_c;
     const real *u = (const real *)io->packed + group * ELEMENTS * g->panels * WINOGRAD_NR * p->ic;
     for (int64_t c0 = 0; c0 < p->ic; c0 += g->depth) {
         const int64_t depth = min_i64(g->depth, p->ic - c0);
@@ -396,5 +398,5 @@ static void winograd_run(const conv_problem *p, const conv_io *io, size_t task, 
         }
         winograd_gemm(&t, u + c0 * ELEMENTS * g->panels * WINOGRAD_NR, depth, c0 > 0);
     }
-    winograd_output(&t, io, (real *)io->y + (group * p->oc + k) * io->y_stride_c, oc);
+    winograd_output(&t, io, (group * p->oc + k) * io->y_stride_c, oc);
 }

@@ -29,7 +29,7 @@
 #ifndef WINOGRAD_TRANSFORM_H
 #define WINOGRAD_TRANSFORM_H
 
-#include "simd.h"
+#include "epilogue.h"
 
 #define ELEMENTS 36
 #define WINOGRAD_NR (2 * LANES) /* output channels of a panel of U and M */
@@ -182,10 +182,25 @@ INLINE void winograd_input_tiles(const real *z, int64_t pitch, const int32_t *at
 
 /* Where LANES output channels of a tile go. */
 typedef struct tile_output {
-    real *y;
-    int64_t step_c, step_h, step_w;
+    const conv_problem *p;
+    const conv_io *io;
+    int64_t y, step_c, step_h, step_w;
     int64_t channels, skip_rows, skip_columns; /* skipped outputs belong to other tiles */
 } tile_output;
+
+/* Four outputs of LANES channels, as transpose_quads left them: whole quads where nothing else is asked for. */
+INLINE void store_quads(const tile_output *o, vec v[4], int64_t y) {
+    const int64_t channels = min_i64(o->channels, LANES);
+    real *to = (real *)o->io->y + y;
+    if (channels < LANES || o->skip_columns > 0 || o->step_w != 1 || !output_is_plain(o->p, o->io)) {
+        for (int64_t c = 0; c < channels; c++)
+            finish_run(o->p, o->io, (real *)&v[c % 4] + c / 4 * 4 + o->skip_columns, 4 - o->skip_columns,
+                       y + c * o->step_c + o->skip_columns * o->step_w, o->step_w);
+    } else {
+        UNROLL
+        for (int c = 0; c < LANES; c++) *(quad *)(to + c * o->step_c) = ((const quad *)&v[c % 4])[c / 4];
+    }
+}
 
 /* A^T M A + bias, m[36][NR]. */
 INLINE void winograd_output_tile(const real *m, vec bias, tile_output o) {
@@ -198,7 +213,6 @@ INLINE void winograd_output_tile(const real *m, vec bias, tile_output o) {
         winograd_output_1d(d, columns[j]);
     }
     for (int64_t i = o.skip_rows; i < 4; i++) {
-        real *y = o.y + i * o.step_h;
         vec d[6], v[4];
         UNROLL
         for (int j = 0; j < 6; j++) d[j] = columns[j][i];
@@ -206,19 +220,7 @@ INLINE void winograd_output_tile(const real *m, vec bias, tile_output o) {
         UNROLL
         for (int j = 0; j < 4; j++) v[j] += bias;
         transpose_quads(v);
-        if (o.channels < LANES || o.skip_columns > 0) {
-            for (int64_t c = 0; c < o.channels && c < LANES; c++)
-                for (int64_t j = o.skip_columns; j < 4; j++) y[c * o.step_c + j * o.step_w] = v[c % 4][c / 4 * 4 + j];
-        } else if (o.step_w == 1) {
-            UNROLL
-            for (int c = 0; c < LANES; c++) *(quad *)(y + c * o.step_c) = ((const quad *)&v[c % 4])[c / 4];
-        } else {
-            UNROLL
-            for (int c = 0; c < LANES; c++) {
-                UNROLL
-                for (int j = 0; j < 4; j++) y[c * o.step_c + j * o.step_w] = v[c % 4][c / 4 * 4 + j];
-            }
-        }
+        store_quads(&o, v, o.y + i * o.step_h);
     }
 }
 
