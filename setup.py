@@ -1,8 +1,8 @@
 """Build of pyconv._core; everything else about the package is in pyproject.toml.
 
-src_c/isa/table.c includes all kernels and is compiled once per row = instruction set x number format, each row with its
-own flags and its own object folder (setuptools names objects by source alone: a second row in the same folder would
-silently be the first one's object). The other sources stay at the baseline, so that they run on every CPU.
+The files of src_c/isa/ are compiled once per row = instruction set x number format, each row with its own flags and its
+own object folder (setuptools names objects by source alone: a second row in the same folder would silently be the first
+one's object). The other sources stay at the baseline, so that they run on every CPU.
 
 Nothing here may stop an installation: without a compiler, Python's headers, or GCC's vector extensions there is no
 core, the build says so, and pyconv computes with NumPy. Two variables for CI and for wheels change that, and one is for
@@ -17,6 +17,7 @@ import os
 import platform
 import sys
 import sysconfig
+import zlib
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -35,6 +36,8 @@ ROWS = {
     "other": {"generic": []},
 }
 DTYPES = ("f32", "f64")
+# The slowest to compile first.
+KERNELS = sorted((path.as_posix() for path in Path("src_c/isa").glob("*.c")), key=lambda k: "depthwise" not in k)
 # The baseline whatever CFLAGS or the flags Python was built with ask for: they may name the builder's own CPU.
 BASELINE = {"x86-64": ["-march=x86-64"], "aarch64": [], "other": []}
 
@@ -79,6 +82,10 @@ def say(text):
     print(f"pyconv: {text}", file=sys.stderr, flush=True)
 
 
+def newest(files):
+    return max(file.stat().st_mtime for file in files)
+
+
 def row_name(isa):
     """The macro that tells the baseline files and _core that the rows of this instruction set are linked in."""
     return (f"CONV_ROW_{isa.upper()}", "1")
@@ -113,7 +120,11 @@ class BuildCore(build_ext):
         pyx, *c_files = ext.sources
         with ThreadPoolExecutor(max_workers=os.cpu_count()) as pool:
             rows = {
-                isa: [pool.submit(self.compile_row, isa, dtype, baseline + flags) for dtype in DTYPES]
+                isa: [
+                    pool.submit(self.compile_kernel, source, isa, dtype, baseline + flags)
+                    for source in KERNELS
+                    for dtype in DTYPES
+                ]
                 for isa, flags in ROWS[architecture].items()
                 if not BUILD_ISAS or isa in BUILD_ISAS
             }
@@ -128,20 +139,27 @@ class BuildCore(build_ext):
         self.compiler.link_shared_object(objects, str(target), libraries=["m"], extra_postargs=link_flags)
         say(f"compiled core: {', '.join(name for name, _ in macros)}, {'OpenMP' if openmp else 'one thread'}")
 
-    def compile_row(self, isa, dtype, flags):
+    def compile_kernel(self, source, isa, dtype, flags):
         macros = [("CONV_ISA", isa), ("CONV_DTYPE", dtype)]
-        return self.compile_one("src_c/isa/table.c", flags, macros, folder=f"{isa}_{dtype}")
+        return self.compile_one(source, flags, macros, folder=f"{isa}_{dtype}")
 
     def compile_one(self, source, flags, macros, folder="baseline"):
-        folder = Path(self.build_temp, folder)
-        (built,) = self.compiler.compile([source], str(folder), macros, ["src_c"], extra_postargs=flags)
+        """Return the object, which an earlier build may have left: same command, and nothing has changed since."""
+        command = repr((self.compiler.compiler_so, os.environ.get("CFLAGS"), flags, macros))
+        folder = Path(self.build_temp, f"{folder}-{zlib.crc32(command.encode()):08x}")
+        (built,) = self.compiler.object_filenames([source], output_dir=str(folder))
+        read = [Path(source), *Path("src_c").rglob("*.h")]
+        if self.force or not Path(built).exists() or newest(read) >= Path(built).stat().st_mtime:
+            self.compiler.compile([source], str(folder), macros, ["src_c"], extra_postargs=flags)
         return built
 
     def translate(self, pyx):
         """Cython to C, outside the source folder."""
         from Cython.Build import cythonize  # here, so that a source distribution can be made without it
 
-        (extension,) = cythonize([Extension("pyconv._core", [pyx])], build_dir=self.build_temp, force=True, quiet=True)
+        (extension,) = cythonize(
+            [Extension("pyconv._core", [pyx])], build_dir=self.build_temp, force=bool(self.force), quiet=True
+        )
         return extension.sources[0]
 
     def collect_rows(self, rows):

@@ -44,7 +44,7 @@ cdef extern from "conv.h" nogil:
         const char *isa
         const char *dtype
         int vector_bytes
-        const conv_algo *algos
+        const conv_algo *const *algos
         size_t count
         double (*fma_burn)(int64_t rounds) noexcept nogil
 

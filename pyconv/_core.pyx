@@ -204,7 +204,7 @@ cdef class NativePlan:
             if algorithm is not None and table.algos[i].name.decode() != algorithm:
                 continue
             if table.algos[i].accepts(&self.problem):
-                self.algo = &table.algos[i]
+                self.algo = table.algos[i]
                 break
         if self.algo == NULL:
             raise LookupError(algorithm)

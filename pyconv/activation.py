@@ -11,7 +11,7 @@ IDENTITY, CLAMP, LEAKY_RELU, HARDSWISH, SIGMOID, SILU, TANH, GELU, GELU_TANH = r
 _erf = np.frompyfunc(math.erf, 1, 1)
 
 
-def apply(number: int, a: float, b: float, s: np.ndarray) -> np.ndarray:
+def activate(number: int, a: float, b: float, s: np.ndarray) -> np.ndarray:
     """Return activation `number` of the sums `s`, in their dtype; a and b as in src_c/conv.h."""
     if number == CLAMP:
         return np.minimum(np.maximum(s, s.dtype.type(a)), s.dtype.type(b))

@@ -52,7 +52,7 @@ class ReferencePlan:
             if residual is not None:
                 total += residual.reshape(total.shape).astype(self.accumulator)
             if p.activation:
-                total = activation.apply(p.activation, p.activation_a, p.activation_b, total)
+                total = activation.activate(p.activation, p.activation_a, p.activation_b, total)
             y[...] = total.reshape(y.shape).astype(y.dtype)
 
     def columns(self, x: np.ndarray, tap: tuple[int, int, int]) -> np.ndarray:

@@ -82,7 +82,7 @@ typedef struct conv_table {
     const char *isa;
     const char *dtype;
     int vector_bytes;
-    const conv_algo *algos;
+    const conv_algo *const *algos;
     size_t count;
     double (*fma_burn)(int64_t rounds); /* floating-point operations done by a register-only FMA loop */
 } conv_table;

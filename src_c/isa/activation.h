@@ -16,7 +16,7 @@ typedef union vec_values {
     real lane[LANES];
 } vec_values;
 
-static double activate_one(const conv_problem *p, double s) {
+static inline double activate_one(const conv_problem *p, double s) {
     switch (p->activation) {
         case CONV_LEAKY_RELU:
             return s < 0 ? p->activation_a * s : s;
@@ -37,7 +37,7 @@ static double activate_one(const conv_problem *p, double s) {
     }
 }
 
-static vec activate_lanes(const conv_problem *p, vec s) {
+static inline vec activate_lanes(const conv_problem *p, vec s) {
     vec_values v = {.all = s};
     for (int i = 0; i < LANES; i++) v.lane[i] = (real)activate_one(p, (double)v.lane[i]);
     return v.all;

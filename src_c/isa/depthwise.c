@@ -15,6 +15,7 @@
  * output is summed in the same order.
  * Zhang, Franchetti and Low, "High performance zero-memory overhead direct convolutions", ICML 2018; Zhang, Lo and Lu,
  * "High performance depthwise and pointwise convolutions on mobile devices", AAAI 2020. */
+#include "algorithm.h"
 #include "depthwise_rows.h"
 
 static int depthwise_accepts(const conv_problem *p) {
@@ -206,3 +207,5 @@ static void depthwise_run(const conv_problem *p, const conv_io *io, size_t task,
                   channels_last ? s.transposed_groups : s.batch, strip);
     }
 }
+
+ALGORITHM(depthwise);

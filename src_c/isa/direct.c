@@ -14,6 +14,7 @@
  * from zero, added in order: block sizes, threads and the batch don't change bits. Georganas et al., "Anatomy of
  * high-performance deep learning convolutions on SIMD architectures", SC 2018. */
 #include "../cpu.h"
+#include "algorithm.h"
 #include "direct_tile.h"
 #include "epilogue.h"
 #include "strip.h"
@@ -289,3 +290,5 @@ static void direct_run(const conv_problem *p, const conv_io *io, size_t task, vo
     }
     for (int64_t m = b.m0; m < b.m1; m += panel) direct_store(p, io, &d, &b, m, b.totals + (m - b.m0) * pixels);
 }
+
+ALGORITHM(direct);

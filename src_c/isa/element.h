@@ -78,7 +78,8 @@ INLINE uint16_t narrow_bf16(float f) {
         break;
 
 /* dst[i] = x[at + i * step] */
-static void load_narrow(int32_t type, const void *x, int64_t at, int64_t step, int64_t count, real *restrict dst) {
+static inline void load_narrow(int32_t type, const void *x, int64_t at, int64_t step, int64_t count,
+                               real *restrict dst) {
     switch (type) {
         LOAD_LOOP(CONV_F16, uint16_t, widen_f16)
         LOAD_LOOP(CONV_BF16, uint16_t, widen_bf16)
@@ -90,7 +91,8 @@ static void load_narrow(int32_t type, const void *x, int64_t at, int64_t step, i
 }
 
 /* y[at + i * step] = src[i] */
-static void store_narrow(int32_t type, void *y, int64_t at, int64_t step, int64_t count, const real *restrict src) {
+static inline void store_narrow(int32_t type, void *y, int64_t at, int64_t step, int64_t count,
+                                const real *restrict src) {
     switch (type) {
         STORE_LOOP(CONV_F16, uint16_t, narrow_f16)
         STORE_LOOP(CONV_BF16, uint16_t, narrow_bf16)

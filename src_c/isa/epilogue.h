@@ -29,7 +29,8 @@ INLINE vec finish_vector(const conv_problem *p, const conv_io *io, vec sum, int6
 }
 
 /* The same for count elements in memory, step apart in y, and stores them. */
-static void finish_run(const conv_problem *p, const conv_io *io, real *sums, int64_t count, int64_t y, int64_t step) {
+static inline void finish_run(const conv_problem *p, const conv_io *io, real *sums, int64_t count, int64_t y,
+                              int64_t step) {
     for (int64_t i = 0; i < count; i += LANES) {
         const int64_t some = min_i64(LANES, count - i), at = y + i * step;
         vec_values s = {.all = vec_zero()}, more = {.all = vec_zero()};
@@ -75,7 +76,7 @@ INLINE void store_block(const conv_problem *p, const conv_io *io, const totals_r
 }
 
 /* Totals hold whole vectors of channels, so reading a partial one's unused lanes is fine. */
-static void store_totals(const conv_problem *p, const conv_io *io, const totals_run *r) {
+static inline void store_totals(const conv_problem *p, const conv_io *io, const totals_run *r) {
     for (int64_t c = 0; c < r->channels; c += LANES) {
         if (io->y_stride_c == 1 && r->channels - c >= LANES && p->y_type == CONV_NATIVE) {
             const vec bias = bias_lanes(r->bias ? r->bias + c : NULL, LANES);

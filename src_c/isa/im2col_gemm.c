@@ -14,6 +14,7 @@
  * Goto and van de Geijn, "Anatomy of high-performance matrix multiplication", ACM TOMS 34(3), 2008; Chellapilla, Puri
  * and Simard, "High performance convolutional neural networks for document processing", 2006. */
 #include "../cpu.h"
+#include "algorithm.h"
 #include "epilogue.h"
 #include "im2col.h"
 
@@ -336,3 +337,5 @@ static void im2col_gemm_run(const conv_problem *p, const conv_io *io, size_t tas
                        (const real *)io->packed + group * p->oc * g->depth,
                        io->bias ? (const real *)io->bias + group * p->oc : NULL);
 }
+
+ALGORITHM(im2col_gemm);

@@ -33,7 +33,7 @@ INLINE int64_t gcd_i64(int64_t a, int64_t b) {
 
 /* The layout of a block of rows x cols outputs of one output slice. Sizes saturate for hostile dilations: the per-tap
  * layout is then the smaller one. */
-static strip_layout strip_layout_of(const conv_problem *p, int64_t rows, int64_t cols) {
+static inline strip_layout strip_layout_of(const conv_problem *p, int64_t rows, int64_t cols) {
     strip_layout s = {.rows = rows, .cols = cols};
     const int64_t reach_h = (p->kernel_h - 1) * p->dilation_h, reach_w = (p->kernel_w - 1) * p->dilation_w;
     const int64_t span = (rows - 1) * p->stride_h + reach_h + 1, width = cols + reach_w / p->stride_w;
@@ -61,8 +61,8 @@ INLINE int64_t strip_offset(const conv_problem *p, const strip_layout *s, int64_
 }
 
 /* Fills plane i of the strip with count channels from the one at x on, for the outputs from (od, oh, ow) on. */
-static void strip_fill_plane(const conv_problem *p, const conv_io *io, const strip_layout *s, int64_t x, int64_t count,
-                             int64_t od, int64_t oh, int64_t ow, int64_t i, real *strip) {
+static inline void strip_fill_plane(const conv_problem *p, const conv_io *io, const strip_layout *s, int64_t x,
+                                    int64_t count, int64_t od, int64_t oh, int64_t ow, int64_t i, real *strip) {
     const row_window window = row_window_of(p, io, s->shared_cols ? i : i * p->dilation_w, ow, s->plane);
     strip += i * s->plane;
     for (int64_t c = 0; c < count; c++, x += io->x_stride_c, strip += s->channel_pitch)
@@ -80,8 +80,8 @@ static void strip_fill_plane(const conv_problem *p, const conv_io *io, const str
             }
 }
 
-static void strip_fill(const conv_problem *p, const conv_io *io, const strip_layout *s, int64_t x, int64_t count,
-                       int64_t od, int64_t oh, int64_t ow, real *strip) {
+static inline void strip_fill(const conv_problem *p, const conv_io *io, const strip_layout *s, int64_t x, int64_t count,
+                              int64_t od, int64_t oh, int64_t ow, real *strip) {
     for (int64_t i = 0; i < s->planes; i++) strip_fill_plane(p, io, s, x, count, od, oh, ow, i, strip);
 }
 

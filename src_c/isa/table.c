@@ -1,20 +1,10 @@
-/* This row's algorithms in one const struct, in order of preference: the one translation unit that is compiled per row.
- * Adding an algorithm is one file and one word here. */
-#include "depthwise.c"
-#include "direct.c"
-#include "im2col_gemm.c"
-#include "winograd.c"
+/* This row's algorithms in one const struct, in order of preference (algorithm.h). */
+#include "algorithm.h"
 
-#define ALGORITHM(name) \
-    {#name,       name##_accepts,       name##_packed_bytes, name##_pack_tasks, \
-     name##_pack, name##_scratch_bytes, name##_tasks,        name##_run}
-
-static const conv_algo algorithms[] = {
-    ALGORITHM(depthwise),
-    ALGORITHM(winograd),
-    ALGORITHM(direct),
-    ALGORITHM(im2col_gemm),
-};
+#define DECLARE(name) extern const conv_algo ALGORITHM_OF_ROW(name);
+#define ADDRESS(name) &ALGORITHM_OF_ROW(name),
+ALGORITHMS(DECLARE)
+static const conv_algo *const algorithms[] = {ALGORITHMS(ADDRESS)};
 
 /* The FMA peak: 12 independent accumulators cover 4 cycles of latency on two ports, and fit 16 registers. */
 static double fma_burn(int64_t rounds) {

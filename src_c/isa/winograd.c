@@ -22,6 +22,7 @@
  * of one output are all much smaller, 16 u sum |x w| does not hold for it. Lavin and Gray, "Fast algorithms for
  * convolutional neural networks", CVPR 2016. */
 #include "../cpu.h"
+#include "algorithm.h"
 #include "im2col.h"
 #include "winograd_transform.h"
 
@@ -400,3 +401,5 @@ static void winograd_run(const conv_problem *p, const conv_io *io, size_t task, 
     }
     winograd_output(&t, io, (group * p->oc + k) * io->y_stride_c, oc);
 }
+
+ALGORITHM(winograd);
