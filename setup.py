@@ -35,9 +35,11 @@ ROWS = {
     "aarch64": {"neon": []},
     "other": {"generic": []},
 }
-DTYPES = ("f32", "f64")
-# The slowest to compile first.
+# The slowest to compile first. Integers have what algorithm.h lists for them, and wrap around.
 KERNELS = sorted((path.as_posix() for path in Path("src_c/isa").glob("*.c")), key=lambda k: "depthwise" not in k)
+INTEGER_KERNELS = ["src_c/isa/im2col_gemm.c", "src_c/isa/table.c"]
+DTYPES = {"f32": KERNELS, "f64": KERNELS, "i32": INTEGER_KERNELS, "i64": INTEGER_KERNELS}
+DTYPE_FLAGS = {"i32": ["-fwrapv"], "i64": ["-fwrapv"]}
 # The baseline whatever CFLAGS or the flags Python was built with ask for: they may name the builder's own CPU.
 BASELINE = {"x86-64": ["-march=x86-64"], "aarch64": [], "other": []}
 
@@ -122,8 +124,8 @@ class BuildCore(build_ext):
             rows = {
                 isa: [
                     pool.submit(self.compile_kernel, source, isa, dtype, baseline + flags)
-                    for source in KERNELS
-                    for dtype in DTYPES
+                    for dtype, kernels in DTYPES.items()
+                    for source in kernels
                 ]
                 for isa, flags in ROWS[architecture].items()
                 if not BUILD_ISAS or isa in BUILD_ISAS
@@ -141,7 +143,7 @@ class BuildCore(build_ext):
 
     def compile_kernel(self, source, isa, dtype, flags):
         macros = [("CONV_ISA", isa), ("CONV_DTYPE", dtype)]
-        return self.compile_one(source, flags, macros, folder=f"{isa}_{dtype}")
+        return self.compile_one(source, flags + DTYPE_FLAGS.get(dtype, []), macros, folder=f"{isa}_{dtype}")
 
     def compile_one(self, source, flags, macros, folder="baseline"):
         """Return the object, which an earlier build may have left: same command, and nothing has changed since."""

@@ -80,7 +80,7 @@ def isas_compiled():
 
 
 def algorithms(str isa, str dtype):
-    """Names of one table's rows, in order of preference. dtype: 'f32' or 'f64'."""
+    """Names of one table's rows, in order of preference. dtype: a key of COMPUTED."""
     cdef const conv_table *table = find_table(isa, dtype)
     return tuple([table.algos[i].name.decode() for i in range(table.count)])
 
@@ -148,12 +148,13 @@ cdef class PackedWeight:
         aligned_free(self.data)
 
 
-cdef const void *bias_pointer(const real[::1] bias) noexcept:
-    return &bias[0]
+cdef const void *first_byte(const unsigned char[::1] array) noexcept:
+    return &array[0] if array.shape[0] else NULL
 
 
-cdef const void *weight_pointer(const real[:, ::1] weight) noexcept:
-    return &weight[0, 0] if weight.shape[1] else NULL
+cdef const void *pointer(array):
+    """The data of a contiguous array of any number type, whom the caller keeps alive."""
+    return first_byte(array.reshape(-1).view("u1"))
 
 
 cdef int usable_threads(int64_t macs, size_t tasks) noexcept nogil:
@@ -229,13 +230,12 @@ cdef class NativePlan:
             raise MemoryError(f"no memory for {packed.nbytes} bytes of packed weights")
         if self.problem.x_type != CONV_NATIVE:
             weight, bias = widened(weight, self.dtype), widened(bias, self.dtype)
-        rows = weight.reshape(len(weight), -1)
-        source = weight_pointer[float](rows) if self.itemsize == 4 else weight_pointer[double](rows)
+        source = pointer(weight)
         with nogil:
             self.pack_tasks(source, packed.data)
         if bias is not None:
             packed.bias = bias
-            packed.bias_data = bias_pointer[float](bias) if self.itemsize == 4 else bias_pointer[double](bias)
+            packed.bias_data = pointer(bias)
         return packed
 
     cdef void pack_tasks(self, const void *source, void *packed) noexcept nogil:

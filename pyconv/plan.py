@@ -13,7 +13,12 @@ from .problem import ConvProblem, choice, fail
 from .reference import ReferencePlan
 
 # NumPy name: the row that computes it, and how its elements are stored (CONV_NATIVE ... of src_c/conv.h).
-NATIVE_DTYPES = {"float32": ("f32", 0), "float64": ("f64", 0), "float16": ("f32", 1), "bfloat16": ("f32", 2)}
+NATIVE_DTYPES = {
+    "float32": ("f32", 0), "float64": ("f64", 0), "float16": ("f32", 1), "bfloat16": ("f32", 2),
+    "int8": ("i32", 3), "uint8": ("i32", 4), "int16": ("i32", 5), "uint16": ("i32", 6),
+    "int32": ("i32", 0), "uint32": ("i32", 0), "int64": ("i64", 0), "uint64": ("i64", 0),
+}  # fmt: skip
+INTEGER_ROWS = ("i32", "i64")
 
 
 def plan_for(problem: ConvProblem, algorithm: str | None = None):
@@ -45,6 +50,8 @@ def _plan(problem: ConvProblem, algorithm: str | None, isa: str):
     if config.REFERENCE in (algorithm, isa) or problem.dtype not in NATIVE_DTYPES:
         return ReferencePlan(problem)
     native, x_type = NATIVE_DTYPES[problem.dtype]
+    if problem.activation and native in INTEGER_ROWS:  # they wrap, which an activation must not see
+        return ReferencePlan(problem)
     y_type = NATIVE_DTYPES[problem.out_dtype][1]
     try:
         fields = problem._asdict() | {"x_type": x_type, "y_type": y_type}
@@ -60,7 +67,7 @@ def algorithms(dtype: str = "float32") -> tuple[str, ...]:
     Examples
     --------
     >>> from pyconv.plan import algorithms
-    >>> algorithms("int32")
+    >>> algorithms("complex64")
     ('reference',)
     """
     native = config.isa() != config.REFERENCE and dtype in NATIVE_DTYPES

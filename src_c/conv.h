@@ -84,10 +84,11 @@ typedef struct conv_table {
     int vector_bytes;
     const conv_algo *const *algos;
     size_t count;
-    double (*fma_burn)(int64_t rounds); /* floating-point operations done by a register-only FMA loop */
+    double (*fma_burn)(int64_t rounds); /* operations done by a loop of multiply-adds on registers alone */
 } conv_table;
 
-/* The rows that this CPU and operating system can run, best first; NULL after the last. dtype: "f32", "f64". */
+/* The rows that this CPU and operating system can run, best first; NULL after the last. dtype: "f32", "f64", "i32",
+ * "i64". */
 const conv_table *conv_table_at(size_t index, const char *dtype);
 
 /* The names of all rows that were compiled, best first; NULL after the last. */

@@ -92,29 +92,36 @@ void cpu_name(char name[64]) {
 #endif
 }
 
-extern const conv_table conv_table_avx512_f32, conv_table_avx512_f64, conv_table_avx2_f32, conv_table_avx2_f64;
-extern const conv_table conv_table_sse2_f32, conv_table_sse2_f64, conv_table_neon_f32, conv_table_neon_f64;
-extern const conv_table conv_table_generic_f32, conv_table_generic_f64;
+/* A new number format is one word in each of these two lines, one in setup.py and one in isa/simd.h. */
+#define FORMATS(row, isa) row(isa, f32) row(isa, f64) row(isa, i32) row(isa, i64)
+enum { FORMAT_COUNT = 4 };
+#define DECLARE(isa, dtype) extern const conv_table conv_table_##isa##_##dtype;
+#define ADDRESS(isa, dtype) &conv_table_##isa##_##dtype,
+FORMATS(DECLARE, avx512)
+FORMATS(DECLARE, avx2)
+FORMATS(DECLARE, sse2)
+FORMATS(DECLARE, neon)
+FORMATS(DECLARE, generic)
 
-/* A new instruction set is one line here, one in setup.py and one block in isa/simd.h. Best first. */
+/* A new instruction set is one line here and one above, one in setup.py and one block in isa/simd.h. Best first. */
 static const struct {
     unsigned level;
-    const conv_table *f32, *f64;
+    const conv_table *tables[FORMAT_COUNT];
 } rows[] = {
 #ifdef CONV_ROW_AVX512
-    {CPU_AVX512, &conv_table_avx512_f32, &conv_table_avx512_f64},
+    {CPU_AVX512, {FORMATS(ADDRESS, avx512)}},
 #endif
 #ifdef CONV_ROW_AVX2
-    {CPU_AVX2, &conv_table_avx2_f32, &conv_table_avx2_f64},
+    {CPU_AVX2, {FORMATS(ADDRESS, avx2)}},
 #endif
 #ifdef CONV_ROW_SSE2
-    {CPU_BASELINE, &conv_table_sse2_f32, &conv_table_sse2_f64},
+    {CPU_BASELINE, {FORMATS(ADDRESS, sse2)}},
 #endif
 #ifdef CONV_ROW_NEON
-    {CPU_BASELINE, &conv_table_neon_f32, &conv_table_neon_f64},
+    {CPU_BASELINE, {FORMATS(ADDRESS, neon)}},
 #endif
 #ifdef CONV_ROW_GENERIC
-    {CPU_BASELINE, &conv_table_generic_f32, &conv_table_generic_f64},
+    {CPU_BASELINE, {FORMATS(ADDRESS, generic)}},
 #endif
 };
 
@@ -126,11 +133,14 @@ const conv_table *conv_table_at(size_t index, const char *dtype) {
     }
     for (size_t i = 0; i < sizeof rows / sizeof rows[0]; i++) {
         if ((rows[i].level & levels) == 0) continue;
-        if (index-- == 0) return strcmp(dtype, "f32") == 0 ? rows[i].f32 : rows[i].f64;
+        if (index-- > 0) continue;
+        for (size_t format = 0; format < FORMAT_COUNT; format++)
+            if (strcmp(rows[i].tables[format]->dtype, dtype) == 0) return rows[i].tables[format];
+        return NULL;
     }
     return NULL;
 }
 
 const char *conv_isa_compiled(size_t index) {
-    return index < sizeof rows / sizeof rows[0] ? rows[index].f32->isa : NULL;
+    return index < sizeof rows / sizeof rows[0] ? rows[index].tables[0]->isa : NULL;
 }

@@ -30,7 +30,9 @@ MODULE = {1: nn.Conv1d, 2: nn.Conv2d, 3: nn.Conv3d}
 NUMPY_MODE = {"zeros": "constant", "reflect": "reflect", "replicate": "edge", "circular": "wrap"}
 WIDE = {"f": np.float64, "c": np.complex128, "i": np.int64, "u": np.uint64}
 DTYPES = (np.float32, np.float64)
-KINDS = {"float32": "f32", "float64": "f64"}  # the dtypes that have compiled kernels, and their names there
+# Dtypes that have compiled kernels, and their names there: each row's own, and of those stored narrow the ones whose
+# copies and stores differ most (test_dtypes.py has the others).
+KINDS = {"float32": "f32", "float64": "f64", "float16": "f32", "int8": "i32", "int32": "i32", "int64": "i64"}
 FACTOR = {"fast": 16, "exact": 4}
 
 
@@ -176,8 +178,16 @@ def native(array):
 
 
 def bound(case, factor):
-    """|error| <= factor * u * sum |x * w|, and a subnormal per term, since 'fast' flushes them."""
+    """|error| <= factor * u * sum |x * w|, and a subnormal per term, since 'fast' flushes them.
+
+    Half precision sums in single and rounds once to a unit of 2**-10, 2**-24 at least; integers are exact.
+    """
     dtype = np.dtype(case.x.dtype).newbyteorder("=")
+    if dtype.kind in "iu":
+        return np.zeros(case.expected()[0].shape)
+    if dtype == np.float16:
+        single = bound(case.with_arrays(x=case.x.astype(np.float32)), factor)
+        return single + np.maximum((np.abs(case.expected()[0]) + single) * 2.0**-11, 2.0**-25)
     info = np.finfo(dtype)
     terms = int(np.prod(case.w.shape[1:])) + 2
     flushed = info.tiny if factor > FACTOR["exact"] else info.smallest_subnormal
@@ -194,6 +204,9 @@ def check(y, case, accuracy=None, factor=None):
     assert y.dtype == native(case.x).dtype, case
     assert y.shape == expected.shape, case
     factor = factor or FACTOR[accuracy or config_accuracy()]
+    if y.dtype.kind in "iu":
+        np.testing.assert_array_equal(y, expected.astype(y.dtype), err_msg=str(case))
+        return
     limit = bound(case, factor)
     error = np.abs(y.astype(np.float64) - expected)
     wrong = ~(error <= limit)  # NaN counts as wrong
@@ -213,9 +226,15 @@ def config_accuracy():
 
 
 def fill(rng, shape, dtype, integers=False):
-    """Zero-mean data; with `integers`, whole numbers whose sums of products stay exact."""
+    """Zero-mean data; with `integers`, whole numbers whose sums of products stay exact.
+
+    Integer types take all values they have, so that sums wrap around.
+    """
     if integers:
         return rng.integers(-4, 5, shape).astype(dtype)
+    if np.issubdtype(dtype, np.integer):
+        info = np.iinfo(dtype)
+        return rng.integers(info.min, info.max, shape, dtype, endpoint=True)
     return rng.standard_normal(shape).astype(dtype)
 
 

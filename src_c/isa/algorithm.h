@@ -12,7 +12,11 @@
         #name,       name##_accepts,       name##_packed_bytes, name##_pack_tasks, \
         name##_pack, name##_scratch_bytes, name##_tasks,        name##_run}
 
-/* In order of preference. */
+/* In order of preference. Integers have the one that takes everything, for the others' compile time (setup.py). */
+#if REAL_IS_INTEGER
+#define ALGORITHMS(row) row(im2col_gemm)
+#else
 #define ALGORITHMS(row) row(depthwise) row(winograd) row(direct) row(im2col_gemm)
+#endif
 
 #endif

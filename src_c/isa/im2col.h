@@ -55,7 +55,7 @@ INLINE row_window row_window_of(const conv_problem *p, const conv_io *io, int64_
 INLINE void fill_padding(const conv_problem *p, const conv_io *io, int64_t row, const row_window *w, int64_t from,
                          int64_t to, real *restrict dst) {
     if (row == NO_ROW || p->pad_mode == CONV_PAD_ZEROS || p->pad_mode == CONV_PAD_CONSTANT) {
-        for (int64_t i = from; i < to; i++) dst[i] = (real)p->pad_value;
+        for (int64_t i = from; i < to; i++) dst[i] = real_of(p->pad_value);
     } else {
         for (int64_t i = from; i < to; i++)
             dst[i] = load_element(p->x_type, io->x,

@@ -15,12 +15,25 @@
 #define CONV_STRING_(a) #a
 #define CONV_STRING(a) CONV_STRING_(a)
 
-/* Number formats. */
+/* Number formats. Integers wrap around: their rows are compiled with -fwrapv, which makes that the language's rule, so
+ * int32 and uint32 (int64 and uint64) are one row, and sums of narrower ones are right in every bit that is kept. */
 #define conv_bits_f32 32
 #define conv_bits_f64 64
-#define CONV_BITS_(dtype) conv_bits_##dtype
-#define CONV_BITS(dtype) CONV_BITS_(dtype)
-#if CONV_BITS(CONV_DTYPE) == 32
+#define conv_bits_i32 32
+#define conv_bits_i64 64
+#define conv_integer_f32 0
+#define conv_integer_f64 0
+#define conv_integer_i32 1
+#define conv_integer_i64 1
+#define CONV_OF_(property, dtype) conv_##property##_##dtype
+#define CONV_OF(property, dtype) CONV_OF_(property, dtype)
+#define CONV_BITS(dtype) CONV_OF(bits, dtype)
+#define REAL_IS_INTEGER CONV_OF(integer, CONV_DTYPE)
+#if REAL_IS_INTEGER && CONV_BITS(CONV_DTYPE) == 32
+typedef int32_t real;
+#elif REAL_IS_INTEGER
+typedef int64_t real;
+#elif CONV_BITS(CONV_DTYPE) == 32
 typedef float real;
 #else
 typedef double real;
@@ -70,6 +83,9 @@ INLINE void vec_store(real *p, vec v) { *(vec_unaligned *)p = v; }
 INLINE vec vec_zero(void) { return (vec){0}; }
 /* s - 0 is s for every s, -0 and NaN too; the compilers make one broadcast of it. */
 INLINE vec vec_splat(real s) { return s - (vec){0}; }
+
+/* Integers by way of int64, so that unsigned ones wrap like the rest. */
+INLINE real real_of(double value) { return REAL_IS_INTEGER ? (real)(int64_t)value : (real)value; }
 
 INLINE int64_t min_i64(int64_t a, int64_t b) { return a < b ? a : b; }
 INLINE int64_t max_i64(int64_t a, int64_t b) { return a > b ? a : b; }

@@ -6,10 +6,11 @@
 ALGORITHMS(DECLARE)
 static const conv_algo *const algorithms[] = {ALGORITHMS(ADDRESS)};
 
-/* The FMA peak: 12 independent accumulators cover 4 cycles of latency on two ports, and fit 16 registers. */
+/* The peak of multiply-adds: 12 independent accumulators cover 4 cycles of latency on two ports. */
 static double fma_burn(int64_t rounds) {
     enum { CHAINS = 12 };
-    vec acc[CHAINS], a = vec_splat((real)0.999), b = vec_splat((real)0.001);
+    const double factor = REAL_IS_INTEGER ? 5 : 0.999, term = REAL_IS_INTEGER ? 3 : 0.001;
+    vec acc[CHAINS], a = vec_splat((real)factor), b = vec_splat((real)term);
     for (int i = 0; i < CHAINS; i++) acc[i] = vec_splat((real)(i + 2)); /* 1 would be a fixed point, and folded */
     for (int64_t r = 0; r < rounds; r++) {
         UNROLL
