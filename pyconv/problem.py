@@ -131,7 +131,7 @@ def as_array(function: str, argument: str, value: Any) -> np.ndarray:
     if isinstance(value, np.ma.MaskedArray):
         fail(TypeError, function, argument, "must not be masked: fill it first, e.g. .filled(0)", type(value))
     dtype = value.dtype
-    if dtype.kind not in "fciu":
+    if dtype.kind not in "fciu" and dtype.name != "bfloat16":  # whose kind is V
         fail(TypeError, function, argument, "must hold floating-point, complex or integer numbers", dtype)
     array = value if type(value) is np.ndarray else np.asarray(value).view(np.ndarray)
     if not dtype.isnative:

@@ -1,14 +1,11 @@
 /* Elements of x and y as they are stored (conv.h, CONV_F16 ...), to and from the format of the sums.
  *
- * Native elements are copied as vectors. Narrower ones are widened exactly when x is copied and rounded once, to
- * nearest even, when y is stored; both by integer operations on their bits, so that neither flushing subnormals nor the
- * instruction set changes a result. Tails: the last vector of a run overlaps the one before, or elements go one by one.
- */
+ * Native elements are copied as vectors. Narrower ones are widened when x is copied and rounded once when y is stored
+ * (narrow.h). Tails: the last vector of a run overlaps the one before, or elements go one by one. */
 #ifndef ELEMENT_H
 #define ELEMENT_H
 
-#include "../conv.h"
-#include "simd.h"
+#include "narrow.h"
 
 INLINE int64_t element_bytes(int32_t type) {
     return type == CONV_NATIVE ? (int64_t)sizeof(real) : type == CONV_I8 || type == CONV_U8 ? 1 : 2;
@@ -28,65 +25,71 @@ INLINE void copy_strided(real *restrict dst, const real_unaligned *restrict src,
     }
 }
 
-INLINE float float_of_bits(uint32_t bits) {
-    float f;
-    memcpy(&f, &bits, sizeof f);
-    return f;
+/* Moves count elements of a few bytes between places that are steps of bytes apart. */
+INLINE void copy_bytes(const int64_t bytes, char *dst, int64_t dst_step, const char *src, int64_t src_step,
+                       int64_t count) {
+    for (int64_t i = 0; i < count; i++) memcpy(dst + i * dst_step, src + i * src_step, (size_t)bytes);
 }
 
-INLINE uint32_t bits_of_float(float f) {
-    uint32_t bits;
-    memcpy(&bits, &f, sizeof bits);
-    return bits;
+/* A run of one type, a constant where this is inlined. */
+INLINE void load_run(const int32_t type, const char *x, int64_t step, int64_t count, real *restrict dst) {
+    const int64_t bytes = element_bytes(type);
+    int64_t i = 0;
+    if (step == 1 && count >= LANES) {
+        for (; i < count - LANES; i += LANES) vec_store(dst + i, vec_widen(type, x + i * bytes));
+        vec_store(dst + count - LANES, vec_widen(type, x + (count - LANES) * bytes));
+        return;
+    }
+    if (step == 2 && bytes == 2 && __BYTE_ORDER__ == __ORDER_LITTLE_ENDIAN__)
+        for (; i < count - LANES; i += LANES) vec_store(dst + i, vec_widen_evens(type, x + 2 * i * bytes));
+    for (; i < count; i += LANES) {
+        const int64_t some = min_i64(LANES, count - i);
+        char near[LANES * sizeof(real)] = {0};
+        real wide[LANES];
+        copy_bytes(bytes, near, bytes, x + i * step * bytes, step * bytes, some);
+        vec_store(wide, vec_widen(type, near));
+        for (int64_t j = 0; j < some; j++) dst[i + j] = wide[j];
+    }
 }
 
-/* Exponents 1 to 30 move from bias 15 to 127, 31 to 255; below 1 the value is the mantissa times 2^-24. */
-INLINE float widen_f16(uint16_t h) {
-    const uint32_t sign = (uint32_t)(h & 0x8000) << 16, rest = h & 0x7fff;
-    const uint32_t shifted = (rest << 13) + (rest >= 0x7c00 ? 224u << 23 : 112u << 23);
-    const uint32_t small = bits_of_float((float)rest * 0x1p-24f);
-    return float_of_bits(sign | (rest < 0x400 ? small : shifted));
+INLINE void store_run(const int32_t type, char *y, int64_t step, int64_t count, const real *restrict src) {
+    const int64_t bytes = element_bytes(type);
+    if (step == 1 && count >= LANES) {
+        for (int64_t i = 0; i < count - LANES; i += LANES) vec_narrow(type, y + i * bytes, vec_load(src + i));
+        vec_narrow(type, y + (count - LANES) * bytes, vec_load(src + count - LANES));
+        return;
+    }
+    for (int64_t i = 0; i < count; i += LANES) {
+        const int64_t some = min_i64(LANES, count - i);
+        char near[LANES * sizeof(real)];
+        real wide[LANES] = {0};
+        for (int64_t j = 0; j < some; j++) wide[j] = src[i + j];
+        vec_narrow(type, near, vec_load(wide));
+        copy_bytes(bytes, y + i * step * bytes, step * bytes, near, bytes, some);
+    }
 }
 
-INLINE float widen_bf16(uint16_t h) { return float_of_bits((uint32_t)h << 16); }
-
-/* Adding half of what is cut off, less one unless the last bit kept is odd, rounds to nearest even; a carry moves to
- * the next exponent and at last to infinity. Below 2^-14 the unit is 2^-24: adding 2^-1 leaves units of 2^-24 in the
- * sum. */
-INLINE uint16_t narrow_f16(float f) {
-    const uint32_t bits = bits_of_float(f), sign = bits >> 16 & 0x8000, rest = bits & 0x7fffffff;
-    const uint32_t normal = (rest + 0xfff + (rest >> 13 & 1) - (112u << 23)) >> 13;
-    const uint32_t small = bits_of_float(float_of_bits(rest) + 0.5f) - bits_of_float(0.5f);
-    const uint32_t finite = rest < 0x38800000 ? small : normal > 0x7c00 ? 0x7c00 : normal;
-    return (uint16_t)(sign | (rest > 0x7f800000 ? 0x7e00 : rest >= 0x47800000 ? 0x7c00 : finite));
-}
-
-INLINE uint16_t narrow_bf16(float f) {
-    const uint32_t bits = bits_of_float(f);
-    if ((bits & 0x7fffffff) > 0x7f800000) return (uint16_t)(bits >> 16 | 0x40);
-    return (uint16_t)((bits + 0x7fff + (bits >> 16 & 1)) >> 16);
-}
-
-/* One loop per stored type, for the compiler to vectorise. */
-#define LOAD_LOOP(kind, type, widen) \
-    case kind: \
-        for (int64_t i = 0; i < count; i++) dst[i] = (real)widen(((const type *)x)[at + i * step]); \
-        break;
-#define STORE_LOOP(kind, type, narrow) \
-    case kind: \
-        for (int64_t i = 0; i < count; i++) ((type *)y)[at + i * step] = (type)narrow(src[i]); \
-        break;
+#if CONV_BITS(CONV_DTYPE) != 32
+#define NARROW_TYPES(row)
+#elif REAL_IS_INTEGER
+#define NARROW_TYPES(row) row(CONV_I8) row(CONV_U8) row(CONV_I16) row(CONV_U16)
+#else
+#define NARROW_TYPES(row) row(CONV_F16) row(CONV_BF16)
+#endif
+#define LOAD_CASE(type) \
+    case type: \
+        return load_run(type, (const char *)x + at * element_bytes(type), step, count, dst);
+#define STORE_CASE(type) \
+    case type: \
+        return store_run(type, (char *)y + at * element_bytes(type), step, count, src);
 
 /* dst[i] = x[at + i * step] */
 static inline void load_narrow(int32_t type, const void *x, int64_t at, int64_t step, int64_t count,
                                real *restrict dst) {
     switch (type) {
-        LOAD_LOOP(CONV_F16, uint16_t, widen_f16)
-        LOAD_LOOP(CONV_BF16, uint16_t, widen_bf16)
-        LOAD_LOOP(CONV_I8, int8_t, )
-        LOAD_LOOP(CONV_U8, uint8_t, )
-        LOAD_LOOP(CONV_I16, int16_t, )
-        LOAD_LOOP(CONV_U16, uint16_t, )
+        NARROW_TYPES(LOAD_CASE)
+        default:
+            copy_strided(dst, (const real_unaligned *)x + at, step, count);
     }
 }
 
@@ -94,12 +97,9 @@ static inline void load_narrow(int32_t type, const void *x, int64_t at, int64_t 
 static inline void store_narrow(int32_t type, void *y, int64_t at, int64_t step, int64_t count,
                                 const real *restrict src) {
     switch (type) {
-        STORE_LOOP(CONV_F16, uint16_t, narrow_f16)
-        STORE_LOOP(CONV_BF16, uint16_t, narrow_bf16)
-        STORE_LOOP(CONV_I8, int8_t, )
-        STORE_LOOP(CONV_U8, uint8_t, )
-        STORE_LOOP(CONV_I16, int16_t, )
-        STORE_LOOP(CONV_U16, uint16_t, )
+        NARROW_TYPES(STORE_CASE)
+        default:
+            for (int64_t i = 0; i < count; i++) ((real *)y)[at + i * step] = src[i];
     }
 }
 
@@ -115,6 +115,19 @@ INLINE real load_element(int32_t type, const void *x, int64_t at) {
     if (type == CONV_NATIVE) return ((const real_unaligned *)x)[at];
     load_narrow(type, x, at, 1, 1, &value);
     return value;
+}
+
+/* LANES neighbours. */
+INLINE vec load_vector(int32_t type, const void *x, int64_t at) {
+    if (type == CONV_NATIVE) return vec_load((const real *)x + at);
+    return vec_widen(type, (const char *)x + at * element_bytes(type));
+}
+
+INLINE void store_vector(int32_t type, void *y, int64_t at, vec v) {
+    if (type == CONV_NATIVE)
+        vec_store((real *)y + at, v);
+    else
+        vec_narrow(type, (char *)y + at * element_bytes(type), v);
 }
 
 #endif

@@ -20,18 +20,22 @@ typedef struct totals_run {
 
 /* The sum's last steps for LANES elements that are neighbours in y. All elements must exist. */
 INLINE vec finish_vector(const conv_problem *p, const conv_io *io, vec sum, int64_t y) {
-    if (io->residual) {
-        vec_values more = {.all = vec_zero()};
-        load_elements(p->y_type, io->residual, y, 1, LANES, more.lane);
-        sum += more.all;
-    }
+    if (io->residual) sum += load_vector(p->y_type, io->residual, y);
     return p->activation == CONV_IDENTITY ? sum : activate(p, sum);
 }
 
 /* The same for count elements in memory, step apart in y, and stores them. */
 static inline void finish_run(const conv_problem *p, const conv_io *io, real *sums, int64_t count, int64_t y,
                               int64_t step) {
-    for (int64_t i = 0; i < count; i += LANES) {
+    int64_t i = 0;
+    for (; step == 1 && i + LANES <= count; i += LANES)
+        store_vector(p->y_type, io->y, y + i, finish_vector(p, io, vec_load(sums + i), y + i));
+    if (i && i < count && io->residual == NULL) {
+        i = count - LANES;
+        store_vector(p->y_type, io->y, y + i, finish_vector(p, io, vec_load(sums + i), y + i));
+        return;
+    }
+    for (; i < count; i += LANES) {
         const int64_t some = min_i64(LANES, count - i), at = y + i * step;
         vec_values s = {.all = vec_zero()}, more = {.all = vec_zero()};
         for (int64_t j = 0; j < some; j++) s.lane[j] = sums[i + j];
@@ -64,13 +68,13 @@ INLINE void store_block(const conv_problem *p, const conv_io *io, const totals_r
     const vec bias = bias_lanes(r->bias ? r->bias + channel : NULL, channels);
     const real *totals = r->totals + pixel * r->pitch + channel;
     int64_t y = r->y + channel * io->y_stride_c + pixel * r->step;
-    const int whole = pixels == LANES && r->step == 1 && p->y_type == CONV_NATIVE;
+    const int whole = pixels == LANES && r->step == 1;
     vec_values rows[LANES];
     for (int i = 0; i < LANES; i++) rows[i].all = i < pixels ? vec_load(totals + i * r->pitch) + bias : vec_zero();
     vec_transpose(&rows[0].all);
     for (int64_t c = 0; c < channels; c++, y += io->y_stride_c)
         if (whole)
-            vec_store((real *)io->y + y, finish_vector(p, io, rows[c].all, y));
+            store_vector(p->y_type, io->y, y, finish_vector(p, io, rows[c].all, y));
         else
             finish_run(p, io, rows[c].lane, pixels, y, r->step);
 }
@@ -78,11 +82,12 @@ INLINE void store_block(const conv_problem *p, const conv_io *io, const totals_r
 /* Totals hold whole vectors of channels, so reading a partial one's unused lanes is fine. */
 static inline void store_totals(const conv_problem *p, const conv_io *io, const totals_run *r) {
     for (int64_t c = 0; c < r->channels; c += LANES) {
-        if (io->y_stride_c == 1 && r->channels - c >= LANES && p->y_type == CONV_NATIVE) {
+        if (io->y_stride_c == 1 && r->channels - c >= LANES) {
             const vec bias = bias_lanes(r->bias ? r->bias + c : NULL, LANES);
             for (int64_t i = 0; i < r->pixels; i++) {
                 const int64_t y = r->y + c + i * r->step;
-                vec_store((real *)io->y + y, finish_vector(p, io, vec_load(r->totals + i * r->pitch + c) + bias, y));
+                store_vector(p->y_type, io->y, y,
+                             finish_vector(p, io, vec_load(r->totals + i * r->pitch + c) + bias, y));
             }
             continue;
         }

@@ -1,0 +1,98 @@
+"""Number formats: conversions of every half-precision value, integers that wrap around, complex numbers."""
+
+import numpy as np
+import pytest
+from oracle import CONV, needs_core, rows, setting
+
+from pyconv.nn import functional as F
+
+HALVES = ["float16", "bfloat16"]
+INTEGERS = ["int8", "uint8", "int16", "uint16", "int32", "uint32", "int64", "uint64"]
+ISAS = sorted({isa for isa, *_ in rows()})
+
+
+def half(kind):
+    """The dtype, where there is one."""
+    return np.dtype(kind) if kind == "float16" else np.dtype(pytest.importorskip("ml_dtypes").bfloat16)
+
+
+def every_value(dtype):
+    return np.arange(1 << 16, dtype=np.uint16).view(dtype)
+
+
+def scaled(x, factor, step, accuracy):
+    """What a convolution with one tap makes of a row of numbers, read and written `step` apart."""
+    room = np.zeros((1, 1, step * x.size), x.dtype)
+    room[..., ::step] = x
+    out = np.zeros_like(room)[..., ::step]
+    F.conv1d(room[..., ::step], np.full((1, 1, 1), factor, x.dtype), out=out, accuracy=accuracy)
+    return out[0, 0]
+
+
+def assert_same_numbers(y, expected):
+    """Equal, the sign of a zero aside, and NaN at the same places; zeros may have either sign."""
+    np.testing.assert_array_equal(y.astype(np.float32), expected.astype(np.float32))
+
+
+def without_tiny(x):
+    """Values that are subnormal in single precision are flushed to zero by default."""
+    return np.where(np.abs(x.astype(np.float32)) < np.finfo(np.float32).tiny, x.dtype.type(0), x)
+
+
+@needs_core
+@pytest.mark.parametrize("accuracy", ["fast", "exact"])
+@pytest.mark.parametrize("step", [1, 2, 3, -1])
+@pytest.mark.parametrize("isa", ISAS)
+@pytest.mark.parametrize("kind", HALVES)
+def test_every_half_is_widened_and_narrowed(kind, isa, step, accuracy):
+    """Through single precision and back each of the 65536 is itself, and a half's subnormals are never flushed."""
+    x = every_value(half(kind))
+    with setting(isa=isa):
+        y = scaled(x, 1, step, accuracy) if step > 0 else scaled(x[::-1], 1, 1, accuracy)[::-1]
+    assert_same_numbers(y, without_tiny(x) if (kind, accuracy) == ("bfloat16", "fast") else x)
+
+
+@needs_core
+@pytest.mark.parametrize("isa", ISAS)
+@pytest.mark.parametrize("kind", HALVES)
+def test_every_half_is_rounded_once_to_nearest_even(kind, isa):
+    """Products of two halves are exact in single precision: ties, carries, subnormals, overflow on the way back."""
+    x = every_value(half(kind))
+    factors = [1 + 2.0**-7, 1 + 2.0**-10, 1.5, 1.25, 3, 0.1, -7.7, 2.0**-3, 2.0**-9, 2.0**-14, 5.3e-6, 999, 2.0**10]
+    with setting(isa=isa), np.errstate(all="ignore"):
+        for factor in factors:
+            for step in (1, 3):
+                expected = (x.astype(np.float32) * x.dtype.type(factor).astype(np.float32)).astype(x.dtype)
+                assert_same_numbers(scaled(x, factor, step, "exact"), expected)
+
+
+@needs_core
+@pytest.mark.parametrize("isa", ISAS)
+@pytest.mark.parametrize("kind", HALVES)
+def test_sums_are_single_precision(kind, isa):
+    """4097 ones are no half: summed as halves they would stop at 2048, or 256."""
+    one = np.ones((1, 4097, 3), half(kind))
+    with setting(isa=isa):
+        y = F.conv1d(one, one[..., :1], np.float32([-4000]).astype(one.dtype))
+    assert_same_numbers(y, np.full((1, 1, 3), np.float32(4097) - one.dtype.type(4000).astype(np.float32), one.dtype))
+
+
+@needs_core
+@pytest.mark.parametrize("isa", ISAS)
+@pytest.mark.parametrize("kind", INTEGERS)
+def test_integers_wrap_around(kind, isa):
+    """Compiled and in NumPy: sums modulo two to the power of the number of bits."""
+    rng, info = np.random.default_rng(0), np.iinfo(kind)
+    for nd, x_shape, w_shape, arguments in (
+        (1, (2, 9, 50), (7, 9, 5), {"stride": 2, "padding": 4}),
+        (2, (1, 8, 9, 33), (20, 4, 3, 3), {"groups": 2, "padding": (1, 0)}),
+        (2, (1, 300, 5, 5), (3, 300, 1, 1), {}),
+        (3, (2, 2, 4, 5, 6), (5, 2, 3, 2, 1), {"dilation": (1, 2, 1)}),
+    ):
+        arrays = [
+            rng.integers(info.min, info.max, shape, kind, endpoint=True) for shape in (x_shape, w_shape, w_shape[0])
+        ]
+        with setting(isa=isa):
+            y = CONV[nd](*arrays, **arguments)
+        assert y.dtype == kind
+        np.testing.assert_array_equal(y, CONV[nd](*arrays, **arguments, algorithm="reference"))
