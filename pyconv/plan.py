@@ -9,6 +9,7 @@ from __future__ import annotations
 from functools import lru_cache
 
 from . import config
+from .complex_plan import PART, ComplexPlan
 from .problem import ConvProblem, choice, fail
 from .reference import ReferencePlan
 
@@ -33,7 +34,7 @@ def plan_for(problem: ConvProblem, algorithm: str | None = None):
 
     Returns
     -------
-    NativePlan or ReferencePlan
+    NativePlan, ComplexPlan or ReferencePlan
 
     Raises
     ------
@@ -47,7 +48,11 @@ def plan_for(problem: ConvProblem, algorithm: str | None = None):
 
 @lru_cache(maxsize=1024)
 def _plan(problem: ConvProblem, algorithm: str | None, isa: str):
-    if config.REFERENCE in (algorithm, isa) or problem.dtype not in NATIVE_DTYPES:
+    if config.REFERENCE in (algorithm, isa):
+        return ReferencePlan(problem)
+    if problem.dtype in PART and not problem.activation and not problem.pad_value:
+        return ComplexPlan(problem, lambda part: _plan(part, algorithm, isa))
+    if problem.dtype not in NATIVE_DTYPES:
         return ReferencePlan(problem)
     native, x_type = NATIVE_DTYPES[problem.dtype]
     if problem.activation and native in INTEGER_ROWS:  # they wrap, which an activation must not see
@@ -67,9 +72,10 @@ def algorithms(dtype: str = "float32") -> tuple[str, ...]:
     Examples
     --------
     >>> from pyconv.plan import algorithms
-    >>> algorithms("complex64")
+    >>> algorithms("longdouble")
     ('reference',)
     """
+    dtype = PART.get(dtype, dtype)
     native = config.isa() != config.REFERENCE and dtype in NATIVE_DTYPES
     compiled = config.core.algorithms(config.isa(), NATIVE_DTYPES[dtype][0]) if native else ()
     return (*compiled, config.REFERENCE)

@@ -2,9 +2,11 @@
 
 import numpy as np
 import pytest
-from oracle import CONV, needs_core, rows, setting
+from oracle import CONV, convolve, needs_core, rows, setting
 
 from pyconv.nn import functional as F
+from pyconv.plan import plan_for
+from pyconv.problem import conv_problem
 
 HALVES = ["float16", "bfloat16"]
 INTEGERS = ["int8", "uint8", "int16", "uint16", "int32", "uint32", "int64", "uint64"]
@@ -96,3 +98,51 @@ def test_integers_wrap_around(kind, isa):
             y = CONV[nd](*arrays, **arguments)
         assert y.dtype == kind
         np.testing.assert_array_equal(y, CONV[nd](*arrays, **arguments, algorithm="reference"))
+
+
+# ------------------------------------------------------------------------------------------------------ complex
+
+
+def complex_numbers(rng, shape, kind):
+    return (rng.standard_normal(shape) + 1j * rng.standard_normal(shape)).astype(kind)
+
+
+@pytest.mark.parametrize("kind", ["complex64", "complex128"])
+def test_complex_numbers(kind):
+    """Any view of x, with and without a batch, into any array; against the products written out."""
+    rng = np.random.default_rng(1)
+    eps = np.finfo(kind).eps
+    for nd, x_shape, w_shape, arguments in (
+        (1, (3, 6, 40), (8, 3, 4), {"groups": 2, "padding": 2, "dilation": 2}),
+        (2, (8, 19, 23), (33, 8, 3, 3), {"stride": (2, 1), "padding": 1}),
+        (2, (1, 64, 20, 21), (64, 64, 3, 3), {"padding": 1}),
+        (2, (2, 40, 9, 9), (40, 1, 3, 3), {"groups": 40}),
+        (3, (2, 2, 5, 6, 7), (3, 2, 2, 3, 2), {}),
+    ):
+        x, w, bias = (complex_numbers(rng, shape, kind) for shape in (x_shape, w_shape, w_shape[0]))
+        expected, magnitude = convolve(x, w, bias, **arguments)
+        out = np.empty((*expected.shape[:-1], 2 * expected.shape[-1]), kind)[..., ::2]
+        for given, to in ((x, None), (np.asfortranarray(x), out), (x[..., ::-1].copy()[..., ::-1], out)):
+            y = CONV[nd](given, w, bias, out=to, **arguments)
+            assert y.dtype == kind
+            assert (np.abs(y - expected) <= 16 * eps * (magnitude + 1)).all()
+
+
+def test_complex_plans_add_a_residual():
+    """Before anything is written, so that it may be y itself."""
+    rng = np.random.default_rng(2)
+    x, w, y = (complex_numbers(rng, shape, "complex64") for shape in ((2, 3, 7, 8), (4, 3, 3, 3), (2, 4, 5, 6)))
+    expected = convolve(x, w)[0] + y
+    plan = plan_for(conv_problem("conv2d", 2, x, w, 1, 0, 1, 1, "zeros", exact=False))
+    plan.run(x, plan.pack(w, None), y, y)
+    np.testing.assert_allclose(y, expected, rtol=1e-5, atol=1e-5)
+
+
+def test_complex_infinities_follow_the_formula():
+    """(inf + 1i) (2 + 3i): both parts are infinite, since a product with a finite part stays out of it."""
+    x, w = np.full((1, 1, 1), complex(np.inf, 1), "complex64"), np.full((1, 1, 1), 2 + 3j, "complex64")
+    (y,) = F.conv1d(x, w).ravel()
+    assert (y.real, y.imag) == (np.inf, np.inf)
+    (y,) = F.conv1d(x, np.full((1, 1, 1), 2 + 0j, "complex64")).ravel()
+    assert y.real == np.inf
+    assert np.isnan(y.imag)
