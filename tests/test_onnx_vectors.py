@@ -1,4 +1,4 @@
-"""The Conv and ConvTranspose vectors in the onnx wheel: inputs and outputs that PyTorch made, and ONNX's node tests.
+"""The convolutions' vectors in the onnx wheel: inputs and outputs that PyTorch made, and ONNX's node tests.
 
 Padding that differs before and after an axis is all that an ONNX Conv can ask for and conv1d, conv2d and conv3d cannot:
 none of the vectors does, so none is left out. One ConvTranspose does: there the test cuts the end off the result.
@@ -11,6 +11,8 @@ import numpy as np
 import pytest
 from oracle import CONV, MODULE
 from transposed import LAYERS, TRANSPOSED
+
+from pyconv.quantized import conv_integer, qlinear_conv
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")
@@ -50,7 +52,12 @@ def node_vectors(kind="Conv"):
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         from onnx.backend.test.case import node as cases
-        from onnx.backend.test.case.node import conv, convtranspose  # noqa: F401  (importing registers the tests)
+        from onnx.backend.test.case.node import (  # noqa: F401  (importing registers the tests)
+            conv,
+            convinteger,
+            convtranspose,
+            qlinearconv,
+        )
     for case in cases._NodeTestCases:
         node = conv_node(case.model, kind)
         if node is not None and not case.name.endswith("_expanded"):
@@ -152,3 +159,20 @@ def test_no_transposed_vector_was_missed():
     from_files = {name for name, *_ in file_vectors("ConvTranspose")}
     assert len(from_files) >= 3
     assert len(set(TRANSPOSED_VECTORS) - from_files) >= 11
+
+
+# --------------------------------------------------------------------------------------- ConvInteger, QLinearConv
+
+QUANTIZED = {"ConvInteger": (conv_integer, 0, 1, 2), "QLinearConv": (qlinear_conv, 0, 3, 1)}  # and vectors at least
+
+
+@pytest.mark.parametrize("kind", QUANTIZED)
+def test_quantized_vectors(kind):
+    """Equal, not close."""
+    function, x, weight, least = QUANTIZED[kind]
+    vectors = list(node_vectors(kind))
+    assert len(vectors) >= least
+    for name, node, inputs, expected in vectors:
+        y = function(*inputs, **arguments_of(node, inputs[x], inputs[weight]))
+        assert y.dtype == expected.dtype
+        np.testing.assert_array_equal(y, expected, err_msg=name)
