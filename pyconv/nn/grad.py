@@ -1,6 +1,7 @@
 """torch.nn.grad's functions on NumPy arrays: gradients of convolutions with respect to input and weight.
 
-Both are ordinary convolutions (pyconv/transposed.py) and run on the same kernels. Batches only, as in torch.
+Both are ordinary convolutions (pyconv/transposed.py) and run on the same kernels. Batches only, as in torch. Of complex
+convolutions they are torch.autograd's: what the gradient is multiplied by is conjugated.
 """
 
 from __future__ import annotations
@@ -31,7 +32,7 @@ def _input_gradient(
     plan = transposed_plan(function, problem, algorithm)
     y = np.empty(problem.input_shape, weight.dtype)
     if y.size:
-        plan.run(grad_output, plan.pack(weight, None), y)
+        plan.run(grad_output, plan.pack(_conjugated(weight), None), y)
     return y
 
 
@@ -45,8 +46,12 @@ def _weight_gradient(
     plan = weight_gradient_plan(function, problem, algorithm)
     y = np.empty(problem.weight_shape, x.dtype)
     if y.size:
-        plan.run(x, plan.pack(grad_output), y)
+        plan.run(_conjugated(x), plan.pack(grad_output), y)
     return y
+
+
+def _conjugated(array):
+    return array.conj() if array.dtype.kind == "c" else array
 
 
 def conv1d_input(

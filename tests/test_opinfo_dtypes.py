@@ -1,0 +1,155 @@
+"""torch as the oracle of number formats: its own samples for all six convolutions in each, and their gradients."""
+
+import warnings
+
+import numpy as np
+import pytest
+from oracle import CONV
+from transposed import TRANSPOSED
+
+from pyconv import nn
+
+with warnings.catch_warnings():  # torch's imports warn of other packages' ages
+    warnings.simplefilter("ignore")
+    torch = pytest.importorskip("torch", reason="torch is the oracle here")
+    pytest.importorskip("expecttest", reason="torch.testing's internals need expecttest")
+    from torch.testing import make_tensor
+    from torch.testing._internal.common_methods_invocations import op_db
+
+OURS = {f"conv{nd}d": call for nd, call in CONV.items()} | {f"conv_transpose{nd}d": f for nd, f in TRANSPOSED.items()}
+OPERATORS = {name: op for op in op_db for name in OURS if op.name == f"nn.functional.{name}"}
+LEAST_SAMPLES = 10  # of torch 2.13, each operator and dtype
+FLOATING = [torch.float16, torch.bfloat16, torch.float32, torch.float64, torch.complex64, torch.complex128]
+INTEGERS = [torch.int8, torch.uint8, torch.int16, torch.int32]  # what conv has beside int64; conv_transpose has not
+TOLERANCE = {  # torch.testing.assert_close: relative, absolute
+    torch.float16: (1e-3, 1e-5),
+    torch.bfloat16: (1.6e-2, 1e-5),
+    torch.float32: (1.3e-6, 1e-5),
+    torch.float64: (1e-7, 1e-7),
+    torch.complex64: (1.3e-6, 1e-5),
+    torch.complex128: (1e-7, 1e-7),
+}
+
+
+def samples(name, dtype, requires_grad=False):
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return list(OPERATORS[name].sample_inputs("cpu", dtype, requires_grad=requires_grad))
+
+
+def changed(value, change):
+    """A sample's argument with its tensor, if it is one, changed."""
+    return change(value) if isinstance(value, torch.Tensor) else value
+
+
+def array_of(tensor):
+    """The tensor as an array that shares its memory."""
+    tensor = tensor.detach().resolve_conj()
+    if tensor.dtype == torch.bfloat16:
+        return tensor.view(torch.int16).numpy().view(pytest.importorskip("ml_dtypes").bfloat16)
+    return tensor.numpy()
+
+
+def wide(tensor):
+    """In the precision of which a result is as good as exact."""
+    return tensor.detach().to(torch.complex128 if tensor.is_complex() else torch.float64)
+
+
+def call(function, sample, change=lambda tensor: tensor):
+    """The function's result for the sample's arguments."""
+    with warnings.catch_warnings():  # of 'same' padding with even kernels: a copy is made; of imaginary parts lost
+        warnings.simplefilter("ignore")
+        arguments = [changed(value, change) for value in (sample.input, *sample.args)]
+        named = {name: changed(value, change) for name, value in sample.kwargs.items()}
+        return function(*arguments, **named)
+
+
+def assert_as_torch(y, expected, exact):
+    """Within torch.testing's tolerance of torch's result, or nearer to the exact one than that is.
+
+    Both may round in single precision where terms cancel, so an output in a hundred may be neither, but not far off.
+    """
+    assert y.shape == tuple(expected.shape)
+    assert y.dtype == array_of(expected).dtype
+    rtol, atol = TOLERANCE[expected.dtype]
+    y, theirs, exact = (np.asarray(a).astype(array_of(exact).dtype) for a in (y, array_of(expected), array_of(exact)))
+    error = np.abs(y - exact)
+    right = (np.abs(y - theirs) <= atol + rtol * np.abs(theirs)) | (error <= np.abs(theirs - exact))
+    assert (~right).sum() <= 1 + right.size // 100
+    assert (error[~right] <= rtol * np.abs(exact).max()).all()
+
+
+@pytest.mark.parametrize("dtype", FLOATING, ids=str)
+@pytest.mark.parametrize("name", OURS)
+def test_samples(name, dtype):
+    ran = samples(name, dtype)
+    for sample in ran:
+        exact = call(OPERATORS[name].op, sample, wide)
+        assert_as_torch(call(OURS[name], sample, array_of), call(OPERATORS[name].op, sample), exact)
+    assert len(ran) >= LEAST_SAMPLES
+
+
+@pytest.mark.parametrize("dtype", [torch.int64, *INTEGERS], ids=str)
+@pytest.mark.parametrize("name", OURS)
+def test_samples_of_whole_numbers(name, dtype):
+    if dtype in INTEGERS and "transpose" in name:
+        pytest.skip("torch has no such transposed convolution")
+    ran = samples(name, torch.int64)
+    known = 0
+    for sample in ran:
+        try:
+            expected = call(OPERATORS[name].op, sample, lambda tensor: tensor.to(dtype))
+        except NotImplementedError:  # in torch, some dilations
+            continue
+        known += 1
+        y = call(OURS[name], sample, lambda tensor: array_of(tensor.to(dtype)))
+        assert y.dtype == array_of(expected).dtype
+        np.testing.assert_array_equal(y, array_of(expected))
+    assert known >= (LEAST_SAMPLES if dtype == torch.int64 else 5)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.complex64, torch.int64], ids=str)
+@pytest.mark.parametrize("nd", CONV)
+def test_error_inputs(nd, dtype):
+    """What torch refuses is refused in other formats as well."""
+    errors = list(OPERATORS[f"conv{nd}d"].error_inputs("cpu"))
+    refused = 0
+    for error in errors:
+        try:
+            call(OPERATORS[f"conv{nd}d"].op, error.sample_input, lambda tensor: tensor.to(dtype))
+        except (RuntimeError, ValueError, TypeError):
+            refused += 1
+        else:
+            continue  # mixed formats, which are one now
+        with pytest.raises((ValueError, TypeError), match=f"conv{nd}d: argument '"):
+            call(CONV[nd], error.sample_input, lambda tensor: array_of(tensor.to(dtype)))
+    assert refused >= 8
+
+
+@pytest.mark.parametrize("dtype", FLOATING, ids=str)
+@pytest.mark.parametrize("nd", CONV)
+def test_gradients_of_the_samples(nd, dtype):
+    """torch.autograd's, of every sample that torch.nn.grad's arguments can say: batches, padding in numbers."""
+    of_input, of_weight = (getattr(nn.grad, f"conv{nd}d_{what}") for what in ("input", "weight"))
+    ran = 0
+    for sample in samples(f"conv{nd}d", dtype, requires_grad=True):
+        names = ("weight", "bias", "stride", "padding", "dilation", "groups")
+        arguments = {**dict(zip(names, sample.args)), **sample.kwargs}
+        x, w = sample.input, arguments.pop("weight")
+        arguments.pop("bias", None)
+        if x.dim() == nd + 1 or isinstance(arguments.get("padding"), str):
+            continue
+        y = OPERATORS[f"conv{nd}d"].op(x, w, None, **arguments)
+        dy = make_tensor(y.shape, dtype=dtype, device="cpu")
+        theirs = torch.autograd.grad(y, (x, w), dy)
+        wide_x, wide_w = (wide(tensor).requires_grad_() for tensor in (x, w))
+        exact_y = OPERATORS[f"conv{nd}d"].op(wide_x, wide_w, None, **arguments)
+        exact = torch.autograd.grad(exact_y, (wide_x, wide_w), wide(dy))
+        ours = (
+            of_input(tuple(x.shape), array_of(w), array_of(dy), **arguments),
+            of_weight(array_of(x), tuple(w.shape), array_of(dy), **arguments),
+        )
+        for gradient, expected, truth in zip(ours, theirs, exact):
+            assert_as_torch(gradient, expected, truth)
+        ran += 1
+    assert ran >= 3
