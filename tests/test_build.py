@@ -23,6 +23,8 @@ ROOT = Path(__file__).resolve().parents[1]
 SOURCES = ["LICENSE", "README.md", "pyproject.toml", "setup.py", "pyconv", "src_c"]
 COMPILER = os.environ.get("CC") or sysconfig.get_config_var("CC") or "cc"
 SUFFIX = sysconfig.get_config_var("EXT_SUFFIX")
+ISAS, DTYPES = ("sse2", "avx2", "avx512"), ("f32", "f64", "i32", "i64")
+ROWS = {f"{isa}_{dtype}" for isa in ISAS for dtype in DTYPES}
 X86_LINUX = sys.platform.startswith("linux") and platform.machine() == "x86_64"
 
 # The example of the README and of torch's documentation in miniature: what every build must compute.
@@ -114,21 +116,23 @@ def built(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def objects(built):
-    """The row or the file -> its object file, of a compiled core for this x86-64 machine."""
+    """The row, or the file compiled for every CPU -> its object files, of a compiled core for this x86-64 machine."""
     if not X86_LINUX:
         pytest.skip("these instructions are looked for on x86-64 Linux only")
-    rows = {path.parents[2].name: path for path in built.glob("build/temp*/*_f??/src_c/isa/table.o")}
-    rest = {path.name: path for path in built.glob("build/temp*/baseline/**/*.o")}
-    assert set(rows) == {f"{isa}_{dtype}" for isa in ("sse2", "avx2", "avx512") for dtype in ("f32", "f64")}
-    assert {"_core.o", "cpu.o", "run.o"} <= set(rest)
-    return {**rows, **rest}
+    found = {}
+    (temporary,) = built.glob("build/temp*")
+    for path in temporary.glob("*-*/**/*.o"):
+        folder, _ = path.relative_to(temporary).parts[0].rsplit("-", 1)
+        found.setdefault(path.name if folder == "baseline" else folder, []).append(path)
+    assert set(found) == {*ROWS, "_core.o", "cpu.o", "run.o"}
+    return found
 
 
-def instructions(path):
-    """Every instruction of an object, its bytes left away."""
-    lines = command(tool("objdump"), "-d", "--no-show-raw-insn", path).stdout.splitlines()
+def instructions(paths):
+    """Every instruction of some objects, its bytes left away."""
+    lines = command(tool("objdump"), "-d", "--no-show-raw-insn", *paths).stdout.splitlines()
     found = [line.split("\t", 1)[1].strip() for line in lines if "\t" in line]
-    assert len(found) > 50, f"{path} holds {len(found)} instructions: is objdump reading it right?"
+    assert len(found) > 50, f"{paths} hold {len(found)} instructions: is objdump reading them right?"
     return found
 
 
@@ -166,7 +170,7 @@ def test_core_exports_its_init_function_alone(built):
 
 def test_rows_hold_the_instructions_they_are_named_after(objects):
     for dtype, suffix in {"f32": "ps", "f64": "pd"}.items():
-        code = {isa: instructions(objects[f"{isa}_{dtype}"]) for isa in ("sse2", "avx2", "avx512")}
+        code = {isa: instructions(objects[f"{isa}_{dtype}"]) for isa in ISAS}
         fused = {isa: [i for i in code[isa] if re.match(rf"vfmadd...{suffix} ", i)] for isa in code}
         assert not fused["sse2"]
         assert sum("ymm" in i for i in fused["avx2"]) > 10
@@ -180,7 +184,7 @@ def test_no_instruction_is_newer_than_its_row(objects):
     for name in objects:
         if not name.startswith("avx"):
             assert newer(name, NEWER_THAN_SSE2) == [], name
-    for dtype in ("f32", "f64"):
+    for dtype in DTYPES:
         assert newer(f"avx2_{dtype}", NEWER_THAN_AVX2) == []
         # The search itself works: it finds what does belong to the rows above.
         assert newer(f"avx2_{dtype}", NEWER_THAN_SSE2)
@@ -188,21 +192,35 @@ def test_no_instruction_is_newer_than_its_row(objects):
 
 
 def test_rows_share_nothing_and_run_nothing_at_load_time(objects):
-    """One hidden symbol per row: a weak or second one could be merged with another row's, for all CPUs."""
-    for name, path in objects.items():
-        symbols = [line.split() for line in command(tool("nm"), path).stdout.splitlines()]
-        kinds = {kind for *_, kind, _ in symbols}
-        assert not kinds & set("WVu"), f"{name} has weak symbols: {symbols}"
-        sections = command(tool("objdump"), "-h", path).stdout
-        assert ".init_array" not in sections, name
-        assert ".ctors" not in sections, name
-        if re.fullmatch(r".*_f\d\d", name):
-            assert [symbol for *_, kind, symbol in symbols if kind.isupper() and kind != "U"] == [f"conv_table_{name}"]
+    """Each symbol that others see is named after its row: a weak or equal one could be another row's, for all CPUs."""
+    for name, paths in objects.items():
+        for path in paths:
+            symbols = [line.split() for line in command(tool("nm"), path).stdout.splitlines()]
+            kinds = {kind for *_, kind, _ in symbols}
+            assert not kinds & set("WVu"), f"{name} has weak symbols: {symbols}"
+            sections = command(tool("objdump"), "-h", path).stdout
+            assert ".init_array" not in sections, name
+            assert ".ctors" not in sections, name
+            if name in ROWS:
+                word = "conv_table" if path.stem == "table" else path.stem
+                seen = [symbol for *_, kind, symbol in symbols if kind.isupper() and kind != "U"]
+                assert seen == [f"{word}_{name}"], path
 
 
 def test_floating_point_state_is_written_by_the_task_runner_alone(objects):
     writes = re.compile("v?ldmxcsr|fldcw|fxrstor|xrstor")
     assert {name for name in objects if any(map(writes.match, instructions(objects[name])))} == {"run.o"}
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="the ELF format is Linux's")
+def test_core_is_hardened(built):
+    """Tables of addresses are read-only once bound, the stack holds no code, no segment is writable and executable."""
+    (library,) = built.glob(f"build/lib*/pyconv/_core{SUFFIX}")
+    segments = command(tool("readelf"), "-lW", library).stdout
+    assert "GNU_RELRO" in segments
+    assert re.search(r"GNU_STACK .* RW +0x", segments)
+    assert not re.search(r"LOAD .* RWE ", segments)
+    assert "NOW" in command(tool("readelf"), "-dW", library).stdout
 
 
 def test_without_a_compiler_it_installs_says_so_and_computes(tmp_path):
