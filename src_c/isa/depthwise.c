@@ -127,27 +127,26 @@ static void task_block(dw_task *t, dw_block_of b) {
 /* The strip of so many groups: without the columns that are read from x. */
 static void fill_strip(const dw_task *t, int64_t at, int64_t group, int64_t groups, real *strip) {
     const conv_problem *p = t->p;
-    const real_unaligned *x = (const real_unaligned *)t->io->x + at;
     if (!t->plain_x) {
         if (t->inner_last - t->inner_first < t->b.count_w)
             dw_gather_channels(p, t->io, t->s, t->spans, &t->b, at, groups * p->ic, strip);
         return;
     }
     if (t->inner_last == 0) {
-        dw_copy_channels(p, t->io, t->s, t->spans, x, group * p->ic, groups * p->ic, strip);
+        dw_copy_channels(p, t->io, t->s, t->spans, at, group * p->ic, groups * p->ic, strip);
         return;
     }
     dw_span *w = t->spans + t->s->d.classes + t->s->h.classes; /* one class where columns are read from x */
     const dw_span all = *w;
     if (t->inner_first > 0) {
         w->last = min_i64(all.last, t->inner_first + (p->kernel_w - 1) * p->dilation_w);
-        dw_copy_channels(p, t->io, t->s, t->spans, x, group * p->ic, groups * p->ic, strip);
+        dw_copy_channels(p, t->io, t->s, t->spans, at, group * p->ic, groups * p->ic, strip);
     }
     if (t->inner_last < t->b.count_w) {
         w->last = all.last;
         w->first = max_i64(all.first, min_i64(t->inner_last, t->b.count_w - t->width));
         w->source = all.source + w->first - all.first;
-        dw_copy_channels(p, t->io, t->s, t->spans, x, group * p->ic, groups * p->ic, strip);
+        dw_copy_channels(p, t->io, t->s, t->spans, at, group * p->ic, groups * p->ic, strip);
     }
     *w = all;
 }
@@ -189,7 +188,7 @@ static void depthwise_run(const conv_problem *p, const conv_io *io, size_t task,
     b.count_w = min_i64(s.w.block, p->out_w - b.w);
     b.count_d = min_i64(s.d.block, p->out_d - b.d);
     const int64_t end = min_i64(b.h + s.h.block, p->out_h);
-    const int plain_x = p->pad_mode == CONV_PAD_ZEROS && p->x_type == CONV_NATIVE;
+    const int plain_x = p->pad_mode == CONV_PAD_ZEROS;
     const int channels_last = plain_x && io->x_stride_c == 1 && io->x_stride_w != 1;
     if (channels_last) dw_axis_resize(&s.h, s.transposed_rows);
     dw_layout(&s);

@@ -64,15 +64,21 @@ INLINE void dw_load_pairs(const real *src, vec *even, vec *odd) {
 }
 #endif
 
-/* even[i] = src[2 * i], odd[i] = src[2 * i + 1], i < count. */
-INLINE void dw_copy_pairs(real *restrict even, real *restrict odd, const real_unaligned *restrict src, int64_t count) {
+/* even[i] = x[src + 2 * i], odd[i] = x[src + 2 * i + 1], i < count. */
+INLINE void dw_copy_pairs(real *restrict even, real *restrict odd, int32_t type, const void *x, int64_t src,
+                          int64_t count) {
     if (count < LANES) {
-        for (int64_t i = 0; i < count; i++) even[i] = src[2 * i], odd[i] = src[2 * i + 1];
+        load_elements(type, x, src, 2, count, even);
+        load_elements(type, x, src + 1, 2, count, odd);
         return;
     }
+    const char *from = (const char *)x + src * element_bytes(type);
     for (int64_t i = 0;; i = min_i64(i + LANES, count - LANES)) {
         vec a, b;
-        dw_load_pairs((const real *)src + 2 * i, &a, &b);
+        if (type == CONV_NATIVE)
+            dw_load_pairs((const real *)from + 2 * i, &a, &b);
+        else
+            a = vec_widen_evens(type, from + 4 * i), b = vec_widen_odds(type, from + 4 * i);
         vec_store(even + i, a);
         vec_store(odd + i, b);
         if (i == count - LANES) break;
@@ -82,16 +88,19 @@ INLINE void dw_copy_pairs(real *restrict even, real *restrict odd, const real_un
 /* Rows of one class of a channel, or of a vector of channels. */
 typedef struct dw_rows {
     real *dst;
-    const real_unaligned *src;
+    const void *x;
+    int32_t type;
+    int64_t src;                                 /* element of x */
     int64_t rows, dst_row, src_row, count, step; /* count elements step apart */
 } dw_rows;
 
 static void dw_copy_rows(dw_rows r) {
-    if (r.step == 1) {
-        for (; r.rows > 0; r.rows--, r.dst += r.dst_row, r.src += r.src_row) dw_copy_run(r.dst, r.src, r.count);
+    if (r.step == 1 && r.type == CONV_NATIVE) {
+        for (; r.rows > 0; r.rows--, r.dst += r.dst_row, r.src += r.src_row)
+            dw_copy_run(r.dst, (const real_unaligned *)r.x + r.src, r.count);
     } else {
         for (; r.rows > 0; r.rows--, r.dst += r.dst_row, r.src += r.src_row)
-            for (int64_t i = 0; i < r.count; i++) r.dst[i] = r.src[r.step * i];
+            load_elements(r.type, r.x, r.src, r.step, r.count, r.dst);
     }
 }
 
@@ -101,9 +110,10 @@ static void dw_copy_pair_rows(dw_rows r, const dw_span w[2]) {
     const int64_t count[2] = {w[0].last - w[0].first, w[1].last - w[1].first}, pairs = min_i64(count[0], count[1]);
     real *dst[2] = {r.dst + w[0].base + w[0].first, r.dst + w[1].base + w[1].first};
     for (r.src += w[even].source; r.rows > 0; r.rows--, r.src += r.src_row, dst[0] += r.dst_row, dst[1] += r.dst_row) {
-        dw_copy_pairs(dst[even], dst[!even], r.src, pairs);
+        dw_copy_pairs(dst[even], dst[!even], r.type, r.x, r.src, pairs);
         for (int c = 0; c < 2; c++)
-            for (int64_t i = pairs; i < count[c]; i++) dst[c][i] = r.src[2 * i + (c != even)];
+            for (int64_t i = pairs; i < count[c]; i++)
+                dst[c][i] = load_element(r.type, r.x, r.src + 2 * i + (c != even));
     }
 }
 
@@ -115,7 +125,7 @@ static void dw_transpose_rows(dw_rows r, int64_t channel, int64_t skip, int64_t 
             vec block[LANES];
             UNROLL
             for (int j = 0; j < LANES; j++)
-                block[j] = j < columns ? vec_load((const real *)r.src + (i + j) * r.step) : vec_zero();
+                block[j] = j < columns ? load_vector(r.type, r.x, r.src + (i + j) * r.step) : vec_zero();
             vec_transpose(block);
             for (int64_t c = 0; c < channels; c++) {
                 real *dst = r.dst + c * channel + i;
@@ -130,8 +140,9 @@ static void dw_transpose_rows(dw_rows r, int64_t channel, int64_t skip, int64_t 
 
 /* A rectangle of a depth slot, for all channels of a batch: rows of one class, all classes of columns. */
 static void dw_copy_slot(const conv_io *io, const dw_plan *s, const dw_span *w, dw_rows r, int64_t channels) {
-    const int pairs = s->w.classes == 2 && s->w.stride == 2 && io->x_stride_w == 1 && w[0].last > w[0].first &&
-                      w[1].last > w[1].first && (w[0].source - w[1].source == 1 || w[1].source - w[0].source == 1);
+    const int pairs = (LOWER_FIRST || r.type == CONV_NATIVE) && s->w.classes == 2 && s->w.stride == 2 &&
+                      io->x_stride_w == 1 && w[0].last > w[0].first && w[1].last > w[1].first &&
+                      (w[0].source - w[1].source == 1 || w[1].source - w[0].source == 1);
     if (pairs) {
         for (int64_t c = 0; c < channels; c++, r.dst += s->channel, r.src += io->x_stride_c) dw_copy_pair_rows(r, w);
         return;
@@ -165,15 +176,15 @@ static void dw_transpose_slot(const dw_plan *s, const conv_io *io, const dw_span
     }
 }
 
-/* The channels from `first` on from x, the address of that one: what of them lies inside the input. */
+/* The channels from `first` on, which lies at element x of x: what of them lies inside the input. */
 static void dw_copy_channels(const conv_problem *p, const conv_io *io, const dw_plan *s, const dw_span *spans,
-                             const real_unaligned *x, int64_t first, int64_t channels, real *strip) {
+                             int64_t x, int64_t first, int64_t channels, real *strip) {
     const dw_span *of_h = spans + s->d.classes, *w = of_h + s->h.classes;
     const int64_t all = p->groups * p->ic;
     for (int64_t cd = 0; cd < s->d.classes; cd++)
         for (int64_t i = spans[cd].first; i < spans[cd].last; i++)
             for (const dw_span *h = of_h; h < w; h++) {
-                dw_rows r = {.rows = h->last - h->first, .dst_row = s->rows};
+                dw_rows r = {.rows = h->last - h->first, .dst_row = s->rows, .x = io->x, .type = p->x_type};
                 if (r.rows <= 0) continue;
                 r.dst = strip + (spans[cd].base + i) * s->slice + (h->base + h->first) * s->rows;
                 r.src = x + (spans[cd].source + (i - spans[cd].first) * s->d.stride) * io->x_stride_d +
@@ -186,7 +197,7 @@ static void dw_copy_channels(const conv_problem *p, const conv_io *io, const dw_
             }
 }
 
-/* The same for padding that is not zero, and for stored types that are not native: every position of each channel. */
+/* The same for padding that is not zero: every position of each channel. */
 static void dw_gather_channels(const conv_problem *p, const conv_io *io, const dw_plan *s, const dw_span *spans,
                                const dw_block_of *b, int64_t x, int64_t channels, real *strip) {
     const dw_span *w = spans + s->d.classes + s->h.classes;

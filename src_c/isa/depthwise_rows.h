@@ -191,6 +191,9 @@ static void rows_run_scattered(const dw_task *t, const dw_batch_at *all, dw_rows
     const int64_t high = t->s->across ? 1 : at.rows, pitch = max_i64(t->b.count_w, t->width), tiles = at.tiles;
     const int64_t step = t->s->tile_step, first = at.h;
     const int plain = output_is_plain(t->p, io);
+    /* Rows that follow one another in both are one. */
+    const int joined = pitch == t->b.count_w && io->y_stride_w == 1 && step * io->y_stride_h == pitch;
+    const int64_t rows = joined ? high : 1, count = rows * t->b.count_w;
     const dw_target in_memory = {t->tile, pitch, high * pitch, 0};
     at.tiles = 1;
     for (int64_t g = 0; g < all->groups; g++) {
@@ -204,14 +207,14 @@ static void rows_run_scattered(const dw_task *t, const dw_batch_at *all, dw_rows
             at.h = first + i * high * step;
             rows_run(t, &one, &at, &in_memory);
             for (int64_t o = 0; o < at.channels; o++)
-                for (int64_t r = 0; r < high; r++) {
+                for (int64_t r = 0; r < high; r += rows) {
                     real *from = t->tile + (o * high + r) * pitch;
                     const int64_t to =
                         all->y + (g * t->p->oc + at.m + o) * io->y_stride_c + (at.h + r * step) * io->y_stride_h;
                     if (plain && io->y_stride_w == 1)
-                        dw_copy_run((real *)io->y + to, from, t->b.count_w);
+                        dw_copy_run((real *)io->y + to, from, count);
                     else
-                        finish_run(t->p, io, from, t->b.count_w, to, io->y_stride_w);
+                        finish_run(t->p, io, from, count, to, io->y_stride_w);
                 }
         }
     }

@@ -25,11 +25,24 @@ INLINE void copy_strided(real *restrict dst, const real_unaligned *restrict src,
     }
 }
 
+/* The way back, to where no element overlaps another. */
+INLINE void store_strided(real *restrict dst, int64_t step, int64_t count, const real *restrict src) {
+    if (step == 1 && count >= LANES) {
+        for (int64_t i = 0; i < count - LANES; i += LANES) vec_store(dst + i, vec_load(src + i));
+        vec_store(dst + count - LANES, vec_load(src + count - LANES));
+    } else {
+        for (int64_t i = 0; i < count; i++) dst[i * step] = src[i];
+    }
+}
+
 /* Moves count elements of a few bytes between places that are steps of bytes apart. */
 INLINE void copy_bytes(const int64_t bytes, char *dst, int64_t dst_step, const char *src, int64_t src_step,
                        int64_t count) {
     for (int64_t i = 0; i < count; i++) memcpy(dst + i * dst_step, src + i * src_step, (size_t)bytes);
 }
+
+/* Whether the lower half of a pair in memory is the first. */
+#define LOWER_FIRST (__BYTE_ORDER__ == __ORDER_LITTLE_ENDIAN__)
 
 /* A run of one type, a constant where this is inlined. */
 INLINE void load_run(const int32_t type, const char *x, int64_t step, int64_t count, real *restrict dst) {
@@ -40,7 +53,7 @@ INLINE void load_run(const int32_t type, const char *x, int64_t step, int64_t co
         vec_store(dst + count - LANES, vec_widen(type, x + (count - LANES) * bytes));
         return;
     }
-    if (step == 2 && bytes == 2 && __BYTE_ORDER__ == __ORDER_LITTLE_ENDIAN__)
+    if (step == 2 && bytes == 2 && LOWER_FIRST)
         for (; i < count - LANES; i += LANES) vec_store(dst + i, vec_widen_evens(type, x + 2 * i * bytes));
     for (; i < count; i += LANES) {
         const int64_t some = min_i64(LANES, count - i);
@@ -99,7 +112,7 @@ static inline void store_narrow(int32_t type, void *y, int64_t at, int64_t step,
     switch (type) {
         NARROW_TYPES(STORE_CASE)
         default:
-            for (int64_t i = 0; i < count; i++) ((real *)y)[at + i * step] = src[i];
+            store_strided((real *)y + at, step, count, src);
     }
 }
 
@@ -108,6 +121,13 @@ INLINE void load_elements(int32_t type, const void *x, int64_t at, int64_t step,
         copy_strided(dst, (const real_unaligned *)x + at, step, count);
     else
         load_narrow(type, x, at, step, count, dst);
+}
+
+INLINE void store_elements(int32_t type, void *y, int64_t at, int64_t step, int64_t count, const real *restrict src) {
+    if (type == CONV_NATIVE)
+        store_strided((real *)y + at, step, count, src);
+    else
+        store_narrow(type, y, at, step, count, src);
 }
 
 INLINE real load_element(int32_t type, const void *x, int64_t at) {

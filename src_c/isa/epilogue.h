@@ -28,6 +28,10 @@ INLINE vec finish_vector(const conv_problem *p, const conv_io *io, vec sum, int6
 static inline void finish_run(const conv_problem *p, const conv_io *io, real *sums, int64_t count, int64_t y,
                               int64_t step) {
     int64_t i = 0;
+    if (io->residual == NULL && p->activation == CONV_IDENTITY) {
+        store_elements(p->y_type, io->y, y, step, count, sums);
+        return;
+    }
     for (; step == 1 && i + LANES <= count; i += LANES)
         store_vector(p->y_type, io->y, y + i, finish_vector(p, io, vec_load(sums + i), y + i));
     if (i && i < count && io->residual == NULL) {
@@ -42,10 +46,7 @@ static inline void finish_run(const conv_problem *p, const conv_io *io, real *su
         if (io->residual) load_elements(p->y_type, io->residual, at, step, some, more.lane);
         if (io->residual) s.all += more.all;
         if (p->activation != CONV_IDENTITY) s.all = activate(p, s.all);
-        if (p->y_type == CONV_NATIVE)
-            for (int64_t j = 0; j < some; j++) ((real *)io->y)[at + j * step] = s.lane[j];
-        else
-            store_narrow(p->y_type, io->y, at, step, some, s.lane);
+        store_elements(p->y_type, io->y, at, step, some, s.lane);
     }
 }
 

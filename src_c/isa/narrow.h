@@ -1,5 +1,5 @@
 /* A vector of elements as they are stored, LANES neighbours (conv.h, CONV_F16 ...), to and from the vector of sums.
- * vec_widen_evens: every second of 2 * LANES elements of two bytes, the lower ones of pairs.
+ * vec_widen_evens, _odds: every second of 2 * LANES elements of two bytes, the lower or the upper ones of pairs.
  *
  * Widening is exact. Narrowing rounds once, to nearest even, overflowing to infinity; integers keep their low bits.
  * Both are integer operations, or the instructions for them, so that neither flushing subnormals nor the instruction
@@ -14,6 +14,7 @@
 
 INLINE vec vec_widen(int32_t type, const void *x) { return (void)type, vec_load((const real *)x); }
 INLINE vec vec_widen_evens(int32_t type, const void *x) { return (void)type, vec_load_evens((const real *)x); }
+INLINE vec vec_widen_odds(int32_t type, const void *x) { return (void)type, vec_load_evens((const real *)x + 1); }
 INLINE void vec_narrow(int32_t type, void *y, vec v) { (void)type, vec_store((real *)y, v); }
 
 #elif REAL_IS_INTEGER
@@ -41,6 +42,11 @@ INLINE vec vec_widen_evens(int32_t type, const void *x) {
     return type == CONV_I16 ? pairs << 16 >> 16 : pairs & 0xffff;
 }
 
+INLINE vec vec_widen_odds(int32_t type, const void *x) {
+    const vec pairs = vec_load((const real *)x);
+    return type == CONV_I16 ? pairs >> 16 : pairs >> 16 & 0xffff;
+}
+
 INLINE void vec_narrow(int32_t type, void *y, vec v) {
     if (type == CONV_I8 || type == CONV_U8)
         *(vec_u8 *)y = __builtin_convertvector(v, vec_u8);
@@ -56,6 +62,7 @@ INLINE void vec_narrow(int32_t type, void *y, vec v) {
 
 typedef uint16_t halves __attribute__((vector_size(2 * LANES), aligned(1), may_alias));
 typedef int32_t vec_bits __attribute__((vector_size(VECTOR_BYTES)));
+typedef uint32_t vec_unsigned __attribute__((vector_size(VECTOR_BYTES)));
 
 INLINE vec_bits vec_choose(vec_bits mask, vec_bits yes, vec_bits no) { return (mask & yes) | (~mask & no); }
 
@@ -94,7 +101,7 @@ INLINE vec widen_bf16(halves h) { return (vec)(__builtin_convertvector(h, vec_bi
 INLINE halves narrow_bf16(vec v) {
     const vec_bits bits = (vec_bits)v, rounded = bits + 0x7fff + (bits >> 16 & 1);
     const vec_bits result = vec_choose((bits & 0x7fffffff) > 0x7f800000, bits | 0x400000, rounded);
-    return __builtin_convertvector(result >> 16 & 0xffff, halves);
+    return __builtin_convertvector((vec_unsigned)result >> 16, halves);
 }
 
 INLINE vec vec_widen(int32_t type, const void *x) {
@@ -104,6 +111,11 @@ INLINE vec vec_widen(int32_t type, const void *x) {
 INLINE vec vec_widen_evens(int32_t type, const void *x) {
     const vec_bits pairs = (vec_bits)vec_load((const real *)x);
     return type == CONV_F16 ? widen_f16(__builtin_convertvector(pairs & 0xffff, halves)) : (vec)(pairs << 16);
+}
+
+INLINE vec vec_widen_odds(int32_t type, const void *x) {
+    const vec_bits pairs = (vec_bits)vec_load((const real *)x);
+    return type == CONV_F16 ? widen_f16(__builtin_convertvector(pairs >> 16 & 0xffff, halves)) : (vec)(pairs & ~0xffff);
 }
 
 INLINE void vec_narrow(int32_t type, void *y, vec v) {

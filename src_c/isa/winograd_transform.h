@@ -188,14 +188,39 @@ typedef struct tile_output {
     int64_t channels, skip_rows, skip_columns; /* skipped outputs belong to other tiles */
 } tile_output;
 
-/* Four outputs of LANES channels, as transpose_quads left them: whole quads where nothing else is asked for. */
+/* Elements of a quad, as they are stored: narrow ones have two bytes (the rows of 64 bits have none). */
+INLINE void copy_quad(int32_t type, char *to, const char *from) {
+    if (type == CONV_NATIVE)
+        memcpy(to, from, sizeof(quad));
+    else
+        memcpy(to, from, 8);
+}
+
+/* The quads of every fourth channel, the first one's at y: what there is to do between the sums and y. */
+static inline void finish_quads(const tile_output *o, vec sum, int64_t y) {
+    const int32_t type = o->p->y_type;
+    const int64_t size = element_bytes(type);
+    char quads[(LANES < 4 ? 4 : LANES) * sizeof(real)] = {0}, *to = (char *)o->io->y;
+    if (o->io->residual) {
+        for (int64_t i = 0; i < LANES; i += 4)
+            copy_quad(type, quads + i * size, (const char *)o->io->residual + (y + i * o->step_c) * size);
+        sum += load_vector(type, quads, 0);
+    }
+    if (o->p->activation != CONV_IDENTITY) sum = activate(o->p, sum);
+    store_vector(type, quads, 0, sum);
+    for (int64_t i = 0; i < LANES; i += 4) copy_quad(type, to + (y + i * o->step_c) * size, quads + i * size);
+}
+
+/* Four outputs of LANES channels, as transpose_quads left them. */
 INLINE void store_quads(const tile_output *o, vec v[4], int64_t y) {
     const int64_t channels = min_i64(o->channels, LANES);
     real *to = (real *)o->io->y + y;
-    if (channels < LANES || o->skip_columns > 0 || o->step_w != 1 || !output_is_plain(o->p, o->io)) {
+    if (channels < LANES || o->skip_columns > 0 || o->step_w != 1) {
         for (int64_t c = 0; c < channels; c++)
             finish_run(o->p, o->io, (real *)&v[c % 4] + c / 4 * 4 + o->skip_columns, 4 - o->skip_columns,
                        y + c * o->step_c + o->skip_columns * o->step_w, o->step_w);
+    } else if (!output_is_plain(o->p, o->io)) {
+        for (int j = 0; j < 4; j++) finish_quads(o, v[j], y + j * o->step_c);
     } else {
         UNROLL
         for (int c = 0; c < LANES; c++) *(quad *)(to + c * o->step_c) = ((const quad *)&v[c % 4])[c / 4];
