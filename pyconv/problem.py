@@ -121,6 +121,11 @@ def positive_int(function: str, argument: str, value: Any) -> int:
     return per_axis(function, argument, value, 1, 1)[0]
 
 
+def kind_of(dtype: np.dtype) -> str:
+    """Return what NumPy calls the kind of a dtype; 'f' for ml_dtypes' bfloat16 too, whose own is 'V'."""
+    return "f" if dtype.name == "bfloat16" else dtype.kind
+
+
 def as_array(function: str, argument: str, value: Any) -> np.ndarray:
     """Return `value` as a plain native array whose strides are whole elements: itself, unless that takes a copy."""
     if type(value) is np.ndarray and value.dtype in COMPILED_DTYPES and value.flags.c_contiguous:
@@ -131,7 +136,7 @@ def as_array(function: str, argument: str, value: Any) -> np.ndarray:
     if isinstance(value, np.ma.MaskedArray):
         fail(TypeError, function, argument, "must not be masked: fill it first, e.g. .filled(0)", type(value))
     dtype = value.dtype
-    if dtype.kind not in "fciu" and dtype.name != "bfloat16":  # whose kind is V
+    if kind_of(dtype) not in "fciu":
         fail(TypeError, function, argument, "must hold floating-point, complex or integer numbers", dtype)
     array = value if type(value) is np.ndarray else np.asarray(value).view(np.ndarray)
     if not dtype.isnative:

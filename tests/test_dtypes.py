@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 from oracle import CONV, convolve, needs_core, rows, setting
 
+from pyconv import nn
 from pyconv.nn import functional as F
 from pyconv.plan import plan_for
 from pyconv.problem import conv_problem
@@ -146,3 +147,27 @@ def test_complex_infinities_follow_the_formula():
     (y,) = F.conv1d(x, np.full((1, 1, 1), 2 + 0j, "complex64")).ravel()
     assert y.real == np.inf
     assert np.isnan(y.imag)
+
+
+# ------------------------------------------------------------------------------------------------------- layers
+
+
+@pytest.mark.parametrize("kind", [*HALVES, "complex64"])
+@pytest.mark.parametrize("layer", [nn.Conv2d, nn.ConvTranspose2d])
+def test_layers_of_any_format(layer, kind):
+    """Drawn, trained, frozen, saved and loaded: parameters and results have the layer's dtype."""
+    dtype = half(kind) if kind in HALVES else np.dtype(kind)
+    conv = layer(8, 16, 3, padding=1, stride=2, dtype=dtype)
+    wide = layer(8, 16, 3, padding=1, stride=2, dtype="complex64" if kind == "complex64" else "float32")
+    assert conv.weight.dtype == conv.bias.dtype == dtype
+    assert np.abs(conv.weight.astype(wide.weight.dtype)).max() > 0.05
+    for name, array in conv.state_dict().items():
+        getattr(wide, name)[...] = array
+    x = np.random.default_rng(0).standard_normal((2, 8, 9, 9)).astype(dtype)
+    y = conv(x)
+    assert y.dtype == dtype
+    np.testing.assert_allclose(y.astype(wide.weight.dtype), wide(x.astype(wide.weight.dtype)), rtol=1e-2, atol=1e-2)
+    np.testing.assert_array_equal(conv.eval()(x), y)
+    other = layer(8, 16, 3, padding=1, stride=2, dtype=dtype)
+    other.load_state_dict(conv.state_dict())
+    np.testing.assert_array_equal(other(x), y)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from ..problem import fail
+from ..problem import fail, kind_of
 
 if TYPE_CHECKING:
     from numpy.typing import ArrayLike
@@ -68,7 +68,7 @@ def writable(function: str, tensor: ArrayLike, kinds: str = "fc") -> np.ndarray:
         in_place = False
     if not in_place:
         fail(TypeError, function, "tensor", "must be an array that can be filled in place", type(tensor))
-    if array.dtype.kind not in kinds:
+    if kind_of(array.dtype) not in kinds:
         rule = "must be of a floating-point dtype" if kinds == "f" else "must be of a floating-point or complex dtype"
         fail(TypeError, function, "tensor", rule, array.dtype)
     if not array.flags.writeable:

@@ -72,8 +72,8 @@ def conv1d(
     Parameters
     ----------
     input : ndarray
-        Shape (N, C, L) or, unbatched, (C, L). float32 or float64 in compiled code, float16, integers and
-        complex numbers through NumPy. Any strides: views are read where they lie.
+        Shape (N, C, L) or, unbatched, (C, L). float16, bfloat16 (ml_dtypes'), float32,
+        float64, complex numbers, or integers, which wrap around. Any strides: views are read where they lie.
     weight : ndarray
         Filters of shape (out_channels, C / groups, kernel_w), of the input's dtype.
     bias : ndarray, optional
@@ -136,8 +136,8 @@ def conv2d(
     Parameters
     ----------
     input : ndarray
-        Shape (N, C, H, W) or, unbatched, (C, H, W). float32 or float64 in compiled code, float16, integers and
-        complex numbers through NumPy. Any strides: views are read where they lie.
+        Shape (N, C, H, W) or, unbatched, (C, H, W). float16, bfloat16 (ml_dtypes'), float32,
+        float64, complex numbers, or integers, which wrap around. Any strides: views are read where they lie.
     weight : ndarray
         Filters of shape (out_channels, C / groups, kernel_h, kernel_w), of the input's dtype.
     bias : ndarray, optional
@@ -200,8 +200,8 @@ def conv3d(
     Parameters
     ----------
     input : ndarray
-        Shape (N, C, D, H, W) or, unbatched, (C, D, H, W). float32 or float64 in compiled code, float16, integers and
-        complex numbers through NumPy. Any strides: views are read where they lie.
+        Shape (N, C, D, H, W) or, unbatched, (C, D, H, W). float16, bfloat16 (ml_dtypes'), float32,
+        float64, complex numbers, or integers, which wrap around. Any strides: views are read where they lie.
     weight : ndarray
         Filters of shape (out_channels, C / groups, kernel_d, kernel_h, kernel_w), of the input's dtype.
     bias : ndarray, optional
@@ -289,8 +289,8 @@ def conv_transpose2d(
     Parameters
     ----------
     input : ndarray
-        Shape (N, C, H, W) or, unbatched, (C, H, W). float32 or float64 in compiled code, float16, integers and
-        complex numbers through NumPy. Any strides: views are read where they lie.
+        Shape (N, C, H, W) or, unbatched, (C, H, W). float16, bfloat16 (ml_dtypes'), float32,
+        float64, complex numbers, or integers, which wrap around. Any strides: views are read where they lie.
     weight : ndarray
         Filters of shape (C, out_channels / groups, kernel_h, kernel_w), of the input's dtype.
     bias : ndarray, optional

@@ -131,8 +131,8 @@ def conv2d_input(
     input_size : sequence of ints
         The input's shape (N, C, H, W).
     weight : ndarray
-        Filters of shape (out_channels, C / groups, kernel_h, kernel_w). float32 or float64 in compiled code, other
-        numbers through NumPy.
+        Filters of shape (out_channels, C / groups, kernel_h, kernel_w), of any of conv2d's dtypes; complex ones are
+        conjugated, as torch.autograd does.
     grad_output : ndarray
         The gradient with respect to the convolution's output: that output's shape, the weight's dtype, any strides.
     stride, padding, dilation : int or tuple of ints
@@ -191,7 +191,8 @@ def conv2d_weight(
     Parameters
     ----------
     input : ndarray
-        The convolution's input, shape (N, C, H, W). float32 or float64 in compiled code, other numbers through NumPy.
+        The convolution's input, shape (N, C, H, W), of any of conv2d's dtypes; complex ones are conjugated, as
+        torch.autograd does.
     weight_size : sequence of ints
         The weight's shape (out_channels, C / groups, kernel_h, kernel_w).
     grad_output : ndarray

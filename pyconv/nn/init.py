@@ -84,7 +84,8 @@ def uniform_(
     """
     array = writable("uniform_", tensor)
     a, b = number("uniform_", "a", a), number("uniform_", "b", b)
-    largest = min(float(np.finfo(array.dtype).max), sys.float_info.max)
+    known = np.float32 if array.dtype.name == "bfloat16" else array.dtype  # of the same range, but for a last bit
+    largest = min(float(np.finfo(known).max), sys.float_info.max)
     for name, value in (("a", a), ("b", b)):
         if not abs(value) <= largest:
             fail(ValueError, "uniform_", name, f"must be finite in {array.dtype}", value)

@@ -9,7 +9,7 @@ import numpy as np
 
 from .. import config
 from ..plan import plan_for
-from ..problem import PAD_MODES, as_array, check_arrays, choice, conv_problem, fail, per_axis, positive_int
+from ..problem import PAD_MODES, as_array, check_arrays, choice, conv_problem, fail, kind_of, per_axis, positive_int
 from . import init
 from ._layer import Layer
 from .functional import compute
@@ -53,7 +53,7 @@ def parameter_dtype(layer: str, dtype: DTypeLike) -> np.dtype:
         dtype = np.dtype(np.float32 if dtype is None else dtype).newbyteorder("=")
     except TypeError:
         fail(TypeError, layer, "dtype", "must be a NumPy dtype", dtype)
-    if dtype.kind not in "fc":
+    if kind_of(dtype) not in "fc":
         fail(TypeError, layer, "dtype", "must be a floating-point or complex dtype", dtype)
     return dtype
 
