@@ -2,7 +2,9 @@
 
 import numpy as np
 import pytest
-from oracle import CONV, convolve, needs_core, rows, setting
+from hypothesis import given
+from hypothesis import strategies as st
+from oracle import CONV, build_case, convolve, needs_core, rows, setting
 
 from pyconv import nn
 from pyconv.nn import functional as F
@@ -101,6 +103,31 @@ def test_integers_wrap_around(kind, isa):
         np.testing.assert_array_equal(y, CONV[nd](*arrays, **arguments, algorithm="reference"))
 
 
+FORMATS = [*HALVES, *INTEGERS, "complex64", "complex128"]
+
+
+@given(data=st.data())
+@pytest.mark.parametrize("kind", FORMATS)
+def test_any_call_is_what_numpy_makes_of_it(kind, data):
+    """Random arguments in every format: compiled and reference path agree, exactly where numbers are whole."""
+    dtype = half(kind) if kind in HALVES else np.dtype(kind)
+    whole = dtype.kind in "iu"
+    case = build_case(lambda low, high: data.draw(st.integers(low, high)), dtype if whole else np.float32)
+    arrays = {"x": case.x, "w": case.w, "bias": case.bias}
+    if dtype.kind == "c":
+        arrays = {name: a if a is None else a + 1j * a[..., ::-1] for name, a in arrays.items()}
+    case = case.with_arrays(**{name: a if a is None else a.astype(dtype) for name, a in arrays.items()})
+    y, expected = case.run(), case.run(algorithm="reference")
+    assert y.dtype == expected.dtype == dtype
+    if whole:
+        np.testing.assert_array_equal(y, expected, err_msg=str(case))
+        return
+    y, expected = (a.astype(np.complex128 if dtype.kind == "c" else np.float64) for a in (y, expected))
+    unit = {"float16": 2.0**-10, "bfloat16": 2.0**-7, "complex64": 2.0**-20, "complex128": 2.0**-49}[kind]
+    size = np.abs(expected).max(initial=1)
+    assert np.abs(y - expected).max(initial=0) <= unit * size, case
+
+
 # ------------------------------------------------------------------------------------------------------ complex
 
 
@@ -123,8 +150,8 @@ def test_complex_numbers(kind):
         x, w, bias = (complex_numbers(rng, shape, kind) for shape in (x_shape, w_shape, w_shape[0]))
         expected, magnitude = convolve(x, w, bias, **arguments)
         out = np.empty((*expected.shape[:-1], 2 * expected.shape[-1]), kind)[..., ::2]
-        for given, to in ((x, None), (np.asfortranarray(x), out), (x[..., ::-1].copy()[..., ::-1], out)):
-            y = CONV[nd](given, w, bias, out=to, **arguments)
+        for view, to in ((x, None), (np.asfortranarray(x), out), (x[..., ::-1].copy()[..., ::-1], out)):
+            y = CONV[nd](view, w, bias, out=to, **arguments)
             assert y.dtype == kind
             assert (np.abs(y - expected) <= 16 * eps * (magnitude + 1)).all()
 
