@@ -81,8 +81,8 @@ static winograd_plan winograd_plan_of(const conv_problem *p) {
     return g;
 }
 
-/* Zero padding of one tap at most: further out, an output has 2 or 1 of its 9 products and up to 3 times the relative
- * error, or none and an error still. */
+/* Padding with zeros, or another constant that may be as small, of one tap at most: further out, an output has 2 or 1
+ * of its 9 products and up to 3 times the relative error, or none and an error still. */
 INLINE int padding_is_narrow(const conv_problem *p) {
     const int64_t below = p->out_h + 2 * p->dilation_h - p->pad_h - p->in_h;
     const int64_t right = p->out_w + 2 * p->dilation_w - p->pad_w - p->in_w;
@@ -118,7 +118,7 @@ static int winograd_accepts(const conv_problem *p) {
     if (LANES < 4 || p->exact || p->ic < 32 || p->ic > 2048 || p->oc == 0) return 0;
     if (p->kernel_d != 1 || p->kernel_h != 3 || p->kernel_w != 3 || p->stride_h != 1 || p->stride_w != 1) return 0;
     if (p->out_h / 4 < p->dilation_h || p->out_w / 4 < p->dilation_w) return 0;
-    if (p->pad_mode == CONV_PAD_ZEROS && !padding_is_narrow(p)) return 0;
+    if ((p->pad_mode == CONV_PAD_ZEROS || p->pad_mode == CONV_PAD_CONSTANT) && !padding_is_narrow(p)) return 0;
     conv_problem image = *p;
     image.n = 1;
     const winograd_plan g = winograd_plan_of(&image);
