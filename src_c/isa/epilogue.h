@@ -62,9 +62,10 @@ INLINE vec bias_lanes(const real *bias, int64_t count) {
     return v;
 }
 
-/* One block of at most LANES pixels and channels. */
-INLINE void store_block(const conv_problem *p, const conv_io *io, const totals_run *r, int64_t pixel, int64_t pixels,
-                        int64_t channel) {
+/* One block of at most LANES pixels and channels. plain: output_is_plain, a constant where this is inlined, so that
+ * the sums alone are stored from the registers that they were transposed in. */
+INLINE void store_block(const int plain, const conv_problem *p, const conv_io *io, const totals_run *r, int64_t pixel,
+                        int64_t pixels, int64_t channel) {
     const int64_t channels = r->channels - channel < LANES ? r->channels - channel : LANES;
     const vec bias = bias_lanes(r->bias ? r->bias + channel : NULL, channels);
     const real *totals = r->totals + pixel * r->pitch + channel;
@@ -74,31 +75,51 @@ INLINE void store_block(const conv_problem *p, const conv_io *io, const totals_r
     for (int i = 0; i < LANES; i++) rows[i].all = i < pixels ? vec_load(totals + i * r->pitch) + bias : vec_zero();
     vec_transpose(&rows[0].all);
     for (int64_t c = 0; c < channels; c++, y += io->y_stride_c)
-        if (whole)
+        if (whole && plain)
+            vec_store((real *)io->y + y, rows[c].all);
+        else if (plain)
+            for (int64_t i = 0; i < pixels; i++) ((real *)io->y)[y + i * r->step] = rows[c].lane[i];
+        else if (whole)
             store_vector(p->y_type, io->y, y, finish_vector(p, io, rows[c].all, y));
         else
             finish_run(p, io, rows[c].lane, pixels, y, r->step);
 }
 
-/* Totals hold whole vectors of channels, so reading a partial one's unused lanes is fine. */
-static inline void store_totals(const conv_problem *p, const conv_io *io, const totals_run *r) {
+/* LANES channels of every pixel, as they lie in y. */
+INLINE void store_columns(const int plain, const conv_problem *p, const conv_io *io, const totals_run *r,
+                          int64_t channel) {
+    const vec bias = bias_lanes(r->bias ? r->bias + channel : NULL, LANES);
+    for (int64_t i = 0; i < r->pixels; i++) {
+        const int64_t y = r->y + channel + i * r->step;
+        const vec sum = vec_load(r->totals + i * r->pitch + channel) + bias;
+        if (plain)
+            vec_store((real *)io->y + y, sum);
+        else
+            store_vector(p->y_type, io->y, y, finish_vector(p, io, sum, y));
+    }
+}
+
+INLINE void store_all(const int plain, const conv_problem *p, const conv_io *io, const totals_run *r) {
     for (int64_t c = 0; c < r->channels; c += LANES) {
         if (io->y_stride_c == 1 && r->channels - c >= LANES) {
-            const vec bias = bias_lanes(r->bias ? r->bias + c : NULL, LANES);
-            for (int64_t i = 0; i < r->pixels; i++) {
-                const int64_t y = r->y + c + i * r->step;
-                store_vector(p->y_type, io->y, y,
-                             finish_vector(p, io, vec_load(r->totals + i * r->pitch + c) + bias, y));
-            }
+            store_columns(plain, p, io, r, c);
             continue;
         }
         int64_t pixel = 0;
-        for (; pixel + LANES <= r->pixels; pixel += LANES) store_block(p, io, r, pixel, LANES, c);
+        for (; pixel + LANES <= r->pixels; pixel += LANES) store_block(plain, p, io, r, pixel, LANES, c);
         if (pixel < r->pixels && r->pixels >= LANES && r->step == 1 && io->residual == NULL)
-            store_block(p, io, r, r->pixels - LANES, LANES, c);
+            store_block(plain, p, io, r, r->pixels - LANES, LANES, c);
         else if (pixel < r->pixels)
-            store_block(p, io, r, pixel, r->pixels - pixel, c);
+            store_block(plain, p, io, r, pixel, r->pixels - pixel, c);
     }
+}
+
+/* Totals hold whole vectors of channels, so reading a partial one's unused lanes is fine. */
+static inline void store_totals(const conv_problem *p, const conv_io *io, const totals_run *r) {
+    if (output_is_plain(p, io))
+        store_all(1, p, io, r);
+    else
+        store_all(0, p, io, r);
 }
 
 #endif
