@@ -47,20 +47,27 @@ static int64_t direct_elements(const direct_plan *d) {
 /* Pixels of the largest tile with v vectors (DIRECT_FITS). */
 INLINE int64_t direct_most_pixels(int64_t v) { return min_i64((VECTOR_REGISTERS - 1) / v - 1, DIRECT_MAX_S); }
 
-/* The vectors of a panel that cost the fewest cycles for rows of this length: two FMAs and two loads a cycle, four
- * cycles of latency. More vectors suit short rows: 7 columns are 4 + 3 with 3 vectors on AVX2, or one tile of 7 with 4
+/* Half cycles that a panel of v vectors needs per term for a row: two FMAs and two loads a cycle, four cycles of
+ * latency. */
+static int64_t panel_cost(int64_t row, int64_t v) {
+    const int64_t tiles = ceil_div(row, direct_most_pixels(v)), size = row / tiles, larger = row % tiles;
+    int64_t cost = 0;
+    for (int i = 0; i < 2; i++) {
+        const int64_t s = size + i, count = i ? larger : tiles - larger;
+        cost += count * max_i64(max_i64(s * v, 8), s + v);
+    }
+    return cost;
+}
+
+/* The vectors of a panel that cost the fewest cycles for rows of this length and these channels, the last panel having
+ * those that are left: with AVX2, 33 channels are 3 + 2 vectors rather than 2 + 2 + 1, whose last one would wait for
+ * its broadcasts. More vectors suit short rows: 7 columns are 4 + 3 with 3 vectors on AVX2, or one tile of 7 with 4
  * vectors on AVX-512. */
 static int64_t choose_vectors(int64_t row, int64_t oc) {
+    const int64_t all = ceil_div(oc, LANES);
     int64_t best = 2, best_cost = INT64_MAX;
     for (int64_t v = 2; v <= DIRECT_MAX_V; v++) {
-        const int64_t most = direct_most_pixels(v), tiles = ceil_div(row, most), size = row / tiles;
-        const int64_t larger = row % tiles;
-        int64_t cost = 0;
-        for (int i = 0; i < 2; i++) {
-            const int64_t s = size + i, count = i ? larger : tiles - larger;
-            cost += count * max_i64(max_i64(s * v, 8), s + v);
-        }
-        cost *= ceil_div(oc, v * LANES);
+        const int64_t cost = all / v * panel_cost(row, v) + (all % v ? panel_cost(row, all % v) : 0);
         if (cost < best_cost) best = v, best_cost = cost;
     }
     return best;
@@ -222,7 +229,7 @@ static void direct_fill_flat(const conv_problem *p, const conv_io *io, const dir
 /* totals += strip * weights of one panel, for the depth [k0, k1) of the strip. */
 static void direct_panel(const direct_plan *d, const direct_block *b, int64_t vectors, const real *weights, int64_t k0,
                          int64_t k1, int add, real *totals) {
-    const int64_t tiles = ceil_div(b->cols, direct_most_pixels(d->vectors));
+    const int64_t tiles = ceil_div(b->cols, direct_most_pixels(vectors));
     const int64_t size = b->cols / tiles, larger = b->cols % tiles, pitch = d->vectors * LANES;
     direct_operands o = {k1 - k0, b->offsets + k0, NULL, weights + k0 * vectors * LANES, totals, pitch, add};
     /* The weights that come next in memory are the next panel's: each tile fetches its share of them into L1, since
