@@ -6,6 +6,8 @@ output shapes. After this module there are no strings, pairs, byte orders or mis
 
 from __future__ import annotations
 
+import cmath
+import math
 from collections.abc import Collection
 from functools import lru_cache
 from math import prod
@@ -14,8 +16,9 @@ from typing import Any, NamedTuple, NoReturn
 
 import numpy as np
 
-PAD_MODES = {"zeros": 0, "reflect": 1, "replicate": 2, "circular": 3}  # CONV_PAD_* of src_c/conv.h
-PAD_CONSTANT = 4
+PAD_MODES = {"zeros": 0, "reflect": 1, "replicate": 2, "circular": 3, "constant": 4}  # CONV_PAD_* of src_c/conv.h
+PAD_CONSTANT = PAD_MODES["constant"]
+PAD_WORDS = ("valid", "same", "same_upper", "same_lower", "causal")
 AXES = "dhw"
 COMPILED_DTYPES = frozenset({np.dtype(np.float32), np.dtype(np.float64)})  # native byte order only
 # Positions and element counts stay far below 2**63, so that no sum or product of them overflows in C.
@@ -185,28 +188,82 @@ def same_dtype(function: str, argument: str, array: np.ndarray, x: np.ndarray) -
 
 def conv_problem(
     function: str, rank: int, x: np.ndarray, weight: np.ndarray, stride: Any, padding: Any, dilation: Any, groups: Any,
-    padding_mode: str, exact: bool, raw: bool = False,
+    padding_mode: str, exact: bool, raw: bool = False, padding_value: Any = 0,
+    activation: tuple[int, float, float] = (0, 0.0, 0.0),
 ) -> ConvProblem:  # fmt: skip
     """Check the geometry of a convolution of arrays that :func:`check_arrays` returned.
 
     Ints pass as they are and everything else as a tuple of ints: the cache behind never takes True or 1.0 for 1. `raw`
-    says that the weights will be packed for one call alone, which counts in the choice of the algorithm.
+    says that the weights will be packed for one call alone, which counts in the choice of the algorithm. `activation`
+    is what :func:`~pyconv.activation.activation_fields` returned.
     """
     if type(stride) is not int or stride < 1:
         stride = per_axis(function, "stride", stride, rank, 1)
     if type(dilation) is not int or dilation < 1:
         dilation = per_axis(function, "dilation", dilation, rank, 1)
-    if isinstance(padding, str):
-        if padding not in ("valid", "same"):
-            fail(ValueError, function, "padding", "must be 'valid', 'same', an int or a tuple of ints", padding)
-    elif type(padding) is not int or padding < 0:
-        padding = per_axis(function, "padding", padding, rank, 0)
+    if type(padding) is not int or padding < 0:
+        padding = checked_padding(function, padding, rank)
     if type(groups) is not int or groups < 1:
         groups = positive_int(function, "groups", groups)
     choice(function, "padding_mode", padding_mode, PAD_MODES)
-    return _geometry(
-        function, rank, x.shape, weight.shape, x.dtype, stride, padding, dilation, groups, padding_mode, exact, raw
+    value = checked_padding_value(function, padding_value, padding_mode, x.dtype)
+    # Zeros are zeros, however they were asked for: every algorithm knows those.
+    mode = "zeros" if padding_mode == "constant" and not value else padding_mode
+    problem = _geometry(
+        function, rank, x.shape, weight.shape, x.dtype, stride, padding, dilation, groups, mode, exact, raw
     )
+    if not value and not activation[0]:
+        return problem
+    number, a, b = activation
+    return problem._replace(pad_value=value, activation=number, activation_a=a, activation_b=b)
+
+
+def checked_padding(function: str, padding: Any, rank: int) -> str | tuple:
+    """Return the padding as a word, a tuple of one int per axis, or one of (before, after) pairs."""
+    form = "an int, a tuple of ints or a tuple of (before, after) pairs"
+    if isinstance(padding, str):
+        if padding not in PAD_WORDS:
+            fail(ValueError, function, "padding", f"must be one of {', '.join(map(repr, PAD_WORDS))}, {form}", padding)
+        if padding == "causal" and rank > 1:
+            rule = "cannot be 'causal' on more than one axis; (before, after) pairs can say which one is time"
+            fail(ValueError, function, "padding", rule, padding)
+        return padding
+    if not isinstance(padding, (tuple, list)) or not any(isinstance(p, (tuple, list)) for p in padding):
+        return per_axis(function, "padding", padding, rank, 0)
+    if not all(isinstance(p, (tuple, list)) for p in padding):
+        fail(TypeError, function, "padding", f"must be {form}", padding)
+    if len(padding) not in (1, rank) or any(len(p) != 2 for p in padding):
+        fail(ValueError, function, "padding", f"must have {rank} pairs (before, after), or one for all axes", padding)
+    pairs = tuple(per_axis(function, "padding", pair, 2, 0) for pair in padding)
+    return pairs * rank if len(pairs) == 1 else pairs
+
+
+def checked_padding_value(function: str, value: Any, mode: str, dtype: np.dtype) -> complex:
+    """Return what padding_mode 'constant' pads with, as a number that `dtype` holds; NaN is always the same object."""
+    if type(value) is int and value == 0:
+        return 0.0
+    kind, argument = kind_of(dtype), "padding_value"
+    number = hasattr(value, "__float__") and not isinstance(value, (bool, np.bool_, np.ndarray))
+    if isinstance(value, (complex, np.complexfloating)):
+        number = kind == "c"
+    if not number:
+        fail(TypeError, function, argument, f"must be a number that {dtype} can hold", value)
+    if mode != "constant" and value != 0:
+        fail(ValueError, function, argument, "must be 0 unless padding_mode is 'constant'", value)
+    try:
+        given = complex(value)
+        with np.errstate(all="ignore"):
+            kept = complex(dtype.type(given if kind == "c" else given.real))
+        fits = cmath.isfinite(kept) or not cmath.isfinite(given)
+    except (OverflowError, ValueError):  # what integers cannot hold
+        fits = False
+    # Integers travel as doubles, and are what was given or refused.
+    if not fits or (kind in "iu" and (kept != given or value != given)):
+        rule = f"must be in the range of {dtype}" if kind in "fc" else f"must be a number of {dtype} and of float64"
+        fail(ValueError, function, argument, rule, value)
+    if cmath.isnan(kept):
+        return math.nan
+    return kept if kept.imag else kept.real
 
 
 @lru_cache(maxsize=1024)
@@ -224,8 +281,9 @@ def _geometry(
     strides = stride if isinstance(stride, tuple) else (stride,) * rank
     dilations = dilation if isinstance(dilation, tuple) else (dilation,) * rank
     if padding == "same" and strides != (1,) * rank:
-        fail(ValueError, function, "padding", "cannot be 'same' with a stride other than 1", f"stride {stride}")
-    pads = [pads_of(padding, axis, kernel[axis], dilations[axis]) for axis in range(rank)]
+        rule = "cannot be 'same' with a stride other than 1 ('same_upper' and 'same_lower' can)"
+        fail(ValueError, function, "padding", rule, f"stride {stride}")
+    pads = [pads_of(padding, a, size[a], kernel[a], strides[a], dilations[a]) for a in range(rank)]
     out = [
         output_extent(function, padding_mode, size[a], kernel[a], strides[a], dilations[a], pads[a])
         for a in range(rank)
@@ -268,15 +326,21 @@ def check_channels(function: str, groups: int, channels: int, out_channels: int,
         fail(ValueError, function, "input", rule, channels)
 
 
-def pads_of(padding: Any, axis: int, kernel: int, dilation: int) -> tuple[int, int]:
-    """Return the padding (before, after) of one axis; 'same' puts the odd one after, as torch does."""
-    if padding == "same":
-        total = dilation * (kernel - 1)
-        return total // 2, total - total // 2
+def pads_of(padding: Any, axis: int, size: int, kernel: int, stride: int, dilation: int) -> tuple[int, int]:
+    """Return the padding (before, after) of one axis.
+
+    The odd one of 'same' and 'same_upper' (ONNX's, and TensorFlow's SAME) comes after, of 'same_lower' before.
+    """
     if padding == "valid":
         return 0, 0
+    if padding == "causal":
+        return dilation * (kernel - 1), 0
+    if isinstance(padding, str):
+        total = max(0, (-(-size // stride) - 1) * stride + dilation * (kernel - 1) + 1 - size)
+        less, more = total // 2, total - total // 2
+        return (more, less) if padding == "same_lower" else (less, more)
     one = padding[axis] if isinstance(padding, tuple) else padding
-    return one, one
+    return one if isinstance(one, tuple) else (one, one)
 
 
 def output_extent(function: str, mode: str, size: int, kernel: int, stride: int, dilation: int, pads) -> int:
@@ -292,22 +356,3 @@ def output_extent(function: str, mode: str, size: int, kernel: int, stride: int,
     if most is not None and max(pads) > most:
         fail(ValueError, function, "padding", f"must be at most {most} with padding_mode '{mode}'", max(pads))
     return (padded - span) // stride + 1
-
-
-def output_array(function: str, out: Any, shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
-    """Check an array that results are to be written to."""
-    if type(out) is not np.ndarray:
-        fail(TypeError, function, "out", "must be a numpy.ndarray", type(out))
-    if out.dtype != dtype or not out.dtype.isnative:
-        fail(TypeError, function, "out", f"must have the input's dtype {dtype}", out.dtype)
-    if out.shape != shape:
-        fail(ValueError, function, "out", f"must have shape {shape}", out.shape)
-    if not out.flags.writeable:
-        fail(ValueError, function, "out", "must be writable", "a read-only array")
-    extents = sorted((abs(s), n) for s, n in zip(out.strides, shape) if n > 1)
-    reach = out.itemsize
-    for step, n in extents if out.size else ():
-        if step < reach:
-            fail(ValueError, function, "out", "must not have elements that overlap", f"strides {out.strides}")
-        reach = step * (n - 1) + reach
-    return out

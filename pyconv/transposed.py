@@ -30,8 +30,10 @@ import numpy as np
 from numpy.lib.stride_tricks import as_strided
 
 from . import config
+from .activation import activate
 from .plan import algorithms, plan_for
 from .problem import AXES, COMPILED_DTYPES, ConvProblem, choice, fail, plain_problem
+from .reference import ACCUMULATORS
 
 GEMM = "im2col_gemm"
 
@@ -106,7 +108,9 @@ class Piece:
     def problem_of(self, groups: int, channels: int) -> ConvProblem:
         """Return the convolution that gives `channels` outputs for each group."""
         p = self.whole
-        return plain_problem(p.rank, np.dtype(p.dtype), (p.n, groups, p.oc, channels), self.axes, 0, bool(p.exact))
+        counts = p.n, groups, p.oc, channels
+        problem = plain_problem(p.rank, np.dtype(p.dtype), counts, self.axes, 0, bool(p.exact))
+        return problem._replace(activation=p.activation, activation_a=p.activation_a, activation_b=p.activation_b)
 
     def x_view(self, x: np.ndarray) -> np.ndarray:
         """Return what of x it reads."""
@@ -202,6 +206,7 @@ class TransposedPlan:
         else:
             pieces = [Piece(problem, phases, x_size) for phases in product(*axes)]
         self.pieces = [(piece, plan_for(piece.problem, algorithm)) for piece in pieces]
+        self.axes = axes
         # Whether there are outputs that no piece writes.
         self.has_gaps = prod(sum(phase.count for phase in phases) for phases in axes) < prod(y_size)
 
@@ -210,16 +215,39 @@ class TransposedPlan:
         p = self.problem
         w = weight.reshape(p.groups, p.oc, p.ic, *self.kernel)
         packed = [plan.pack(piece.weight(w), piece.bias(bias)) for piece, plan in self.pieces]
-        column = weight.dtype.type(0) if bias is None else bias.reshape(-1, *[1] * p.rank)
-        return packed, column
+        return packed, np.zeros(1, weight.dtype) if bias is None else bias
 
-    def run(self, x: np.ndarray, packed, y: np.ndarray) -> None:
-        """Write the transposed convolution of x into y; both with or without the batch axis."""
-        parts, column = packed
+    def run(self, x: np.ndarray, packed, y: np.ndarray, residual: np.ndarray | None = None) -> None:
+        """Write activation(transposed convolution of x + residual) into y; all with or without the batch axis.
+
+        The residual has the strides of y, or is y.
+        """
+        parts, bias = packed
         if self.has_gaps:
-            y[...] = column
+            self.fill_gaps(bias, y, residual)
         for (piece, plan), part in zip(self.pieces, parts, strict=True):
-            plan.run(piece.x_view(x), part, piece.y_view(y))
+            added = None if residual is None else piece.y_view(residual)
+            plan.run(piece.x_view(x), part, piece.y_view(y), added)
+
+    def fill_gaps(self, bias: np.ndarray, y: np.ndarray, residual: np.ndarray | None) -> None:
+        """Write activation(bias + residual) to the outputs that no piece writes, and to others if there is no residual.
+
+        The residual may be y, and pieces want theirs as it is.
+        """
+        p = self.problem
+        total = bias.astype(ACCUMULATORS.get(p.dtype, y.dtype))
+        if residual is None:
+            where, total = ..., total.reshape(-1, *[1] * p.rank)
+        else:
+            gaps = np.ones(y.shape[-p.rank :], bool)
+            for phases in product(*self.axes):
+                gaps[tuple(slice(q.first, q.first + q.count * q.step, q.step) for q in phases)] = False
+            where = (..., gaps)
+            total = total.reshape(-1, 1) + residual[where]
+        with np.errstate(all="ignore"):
+            if p.activation:
+                total = activate(p.activation, p.activation_a, p.activation_b, total)
+            y[where] = total.astype(y.dtype)
 
 
 class WeightGradientPlan:

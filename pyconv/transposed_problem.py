@@ -18,16 +18,21 @@ from .problem import LIMIT, ConvProblem, as_array, fail, per_axis, plain_problem
 
 def transposed_problem(
     function: str, rank: int, x: np.ndarray, weight: np.ndarray, stride: Any, padding: Any, output_padding: Any,
-    groups: int, dilation: Any, exact: bool,
+    groups: int, dilation: Any, exact: bool, activation: tuple[int, float, float] = (0, 0.0, 0.0),
 ) -> ConvProblem:  # fmt: skip
-    """Check the geometry of a transposed convolution of arrays that :func:`check_arrays` returned."""
+    """Check the geometry of a transposed convolution of arrays that :func:`check_arrays` returned.
+
+    `activation` is what :func:`~pyconv.activation.activation_fields` returned.
+    """
     stride = per_axis(function, "stride", stride, rank, 1)
     padding = per_axis(function, "padding", padding, rank, 0)
     output_padding = per_axis(function, "output_padding", output_padding, rank, 0)
     dilation = per_axis(function, "dilation", dilation, rank, 1)
-    return _transposed_geometry(
+    problem = _transposed_geometry(
         function, rank, x.shape, weight.shape, x.dtype, stride, padding, output_padding, groups, dilation, exact
     )
+    number, a, b = activation
+    return problem._replace(activation=number, activation_a=a, activation_b=b) if number else problem
 
 
 @lru_cache(maxsize=1024)

@@ -17,7 +17,7 @@ from layers import X, check, expected, integers, layer
 import pyconv
 from pyconv import config, nn
 from pyconv.nn import modules
-from pyconv.nn.functional import convnd
+from pyconv.nn._calls import convnd
 from pyconv.reference import ReferencePlan
 
 

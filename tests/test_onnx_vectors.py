@@ -1,7 +1,7 @@
 """The convolutions' vectors in the onnx wheel: inputs and outputs that PyTorch made, and ONNX's node tests.
 
-Padding that differs before and after an axis is all that an ONNX Conv can ask for and conv1d, conv2d and conv3d cannot:
-none of the vectors does, so none is left out. One ConvTranspose does: there the test cuts the end off the result.
+A ConvTranspose may ask for padding that differs before and after an axis, which conv_transpose1d, 2d and 3d cannot: one
+of the vectors does, and there the test cuts the end off the result.
 """
 
 import warnings
@@ -65,28 +65,17 @@ def node_vectors(kind="Conv"):
                 yield case.name, node, list(inputs), outputs[0]
 
 
-def padding_of(given, size, kernel, stride, dilation):
-    """The padding before and after each axis, from a Conv's attributes."""
-    auto_pad = given.get("auto_pad", b"NOTSET").decode()
-    if auto_pad == "NOTSET":
-        pads = given.get("pads", [0] * 2 * len(size))
-        return list(zip(pads[: len(size)], pads[len(size) :]))
-    if auto_pad == "VALID":
-        return [(0, 0)] * len(size)
-    totals = [max((-(-n // s) - 1) * s + d * (k - 1) + 1 - n, 0) for n, k, s, d in zip(size, kernel, stride, dilation)]
-    pads = [(total // 2, total - total // 2) for total in totals]
-    return pads if auto_pad == "SAME_UPPER" else [pad[::-1] for pad in pads]
-
-
 def arguments_of(node, x, weight):
     """A Conv node's attributes as pyconv's arguments."""
     given = {attribute.name: onnx.helper.get_attribute_value(attribute) for attribute in node.attribute}
     nd = x.ndim - 2
-    stride, dilation = given.get("strides", [1] * nd), given.get("dilations", [1] * nd)
-    pads = padding_of(given, x.shape[2:], weight.shape[2:], stride, dilation)
-    assert all(before == after for before, after in pads), "this vector cannot be said and has to be left out"
-    padding = tuple(before for before, _ in pads)
-    return {"stride": stride, "padding": padding, "dilation": dilation, "groups": given.get("group", 1)}
+    assert weight.ndim == x.ndim
+    padding = given.get("auto_pad", b"NOTSET").decode().lower()
+    if padding == "notset":
+        pads = given.get("pads", [0] * 2 * nd)
+        padding = tuple(zip(pads[:nd], pads[nd:]))
+    arguments = {"stride": given.get("strides", 1), "padding": padding, "dilation": given.get("dilations", 1)}
+    return {**arguments, "groups": given.get("group", 1)}
 
 
 VECTORS = {name: vector for source in (file_vectors, node_vectors) for name, *vector in source()}

@@ -8,21 +8,36 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import numpy as np
 
 from .. import config
+from ..activation import activation_fields
 from ..plan import plan_for
-from ..problem import PAD_MODES, as_array, check_arrays, choice, conv_problem, fail, kind_of, per_axis, positive_int
+from ..problem import (
+    as_array,
+    check_arrays,
+    checked_padding,
+    choice,
+    conv_problem,
+    fail,
+    kind_of,
+    per_axis,
+    positive_int,
+)
+from ..result import channels_last_result, compute
 from . import init
+from ._calls import convnd
 from ._layer import Layer
-from .functional import compute
 
 if TYPE_CHECKING:
     from numpy.typing import DTypeLike
 
     Ints = int | tuple[int, ...]
+    Paddings = Ints | tuple[tuple[int, int], ...] | str
+    Activation = str | tuple[Any, ...] | None
 
 # A frozen layer keeps plans for this many shapes and, so that large weights are not packed into very many forms,
 # for as many as this many bytes of plain weights make up. What exceeds it drops them all.
 MOST_SHAPES = 64
 MOST_BYTES = 2**28
+PAD_MODES = ("zeros", "reflect", "replicate", "circular")  # torch's: the functional calls have one more
 
 
 def checked_attribute(layer: str, name: str, value: Any, rank: int) -> Any:
@@ -34,16 +49,15 @@ def checked_attribute(layer: str, name: str, value: Any, rank: int) -> Any:
     if name in ("kernel_size", "stride", "dilation"):
         return per_axis(layer, name, value, rank, 1)
     if name == "padding":
-        if not isinstance(value, str):
-            return per_axis(layer, name, value, rank, 0)
-        if value not in ("same", "valid"):
-            fail(ValueError, layer, name, "must be 'valid', 'same', an int or a tuple of ints", value)
+        return checked_padding(layer, value, rank)
     if name == "padding_mode":
-        return choice(layer, name, value, tuple(PAD_MODES))
+        return choice(layer, name, value, PAD_MODES)
     if name == "algorithm" and not (value is None or isinstance(value, str)):
         fail(TypeError, layer, name, "must be a name or None", value)
     if name == "accuracy":
         config.is_exact(layer, value)
+    if name == "activation":
+        activation_fields(layer, value)
     return value
 
 
@@ -71,7 +85,7 @@ class _ConvNd(Layer):
         out_channels: int,
         kernel_size: Ints,
         stride: Ints = 1,
-        padding: Ints | str = 0,
+        padding: Paddings = 0,
         dilation: Ints = 1,
         groups: int = 1,
         bias: bool = True,
@@ -79,6 +93,7 @@ class _ConvNd(Layer):
         device: str | None = None,
         dtype: DTypeLike = None,
         *,
+        activation: Activation = None,
         algorithm: str | None = None,
         accuracy: str | None = None,
     ) -> None:
@@ -93,6 +108,7 @@ class _ConvNd(Layer):
         self.dilation = dilation
         self.groups = groups
         self.padding_mode = padding_mode
+        self.activation = activation
         self.algorithm = algorithm
         self.accuracy = accuracy
         for argument in ("in_channels", "out_channels"):
@@ -116,13 +132,17 @@ class _ConvNd(Layer):
             bound = 1 / math.sqrt(fan_in) if fan_in else 0
             self._overwrite("bias", lambda bias: init.uniform_(bias, -bound, bound))
 
-    def forward(self, input: np.ndarray) -> np.ndarray:
-        """Return the convolution of the input, a fresh array in C order.
+    def forward(
+        self, input: np.ndarray, *, residual: np.ndarray | None = None, out: np.ndarray | None = None
+    ) -> np.ndarray:
+        """Return the convolution of the input, a fresh array or `out`.
 
         Parameters
         ----------
         input : ndarray
             Shape (N, in_channels, ...) or, unbatched, (in_channels, ...), of the layer's dtype; any strides.
+        residual, out : ndarray, optional
+            As in :func:`pyconv.nn.functional.conv2d`; that is also where the layout of a fresh array is told.
 
         Raises
         ------
@@ -131,49 +151,59 @@ class _ConvNd(Layer):
         """
         if type(input) is np.ndarray:
             call = self._plans[0].get((input.shape, input.strides, input.dtype))
-            if call is not None:
-                generation, shape, run, packed = call
-                if generation == config.generation():
-                    y = np.empty(shape, input.dtype)
-                    run(input, packed, y)
-                    return y
-        return self._plan_and_run(input)
+            if call is not None and call[0] == config.generation():
+                _, shape, channels_last, plan, run, packed = call
+                if channels_last or residual is not None or out is not None:
+                    return compute(
+                        self._function, plan, input, None, None, shape, channels_last, out, residual, packed=packed
+                    )
+                y = np.empty(shape, input.dtype)
+                run(input, packed, y)
+                return y
+        return self._plan_and_run(input, residual, out)
 
-    def _plan_and_run(self, input: np.ndarray, *options: Any) -> np.ndarray:
+    def _plan_and_run(
+        self, input: np.ndarray, residual: np.ndarray | None, out: np.ndarray | None, *options: Any
+    ) -> np.ndarray:
         """Compute what `forward` has no plan for yet, and keep the plan if the layer is frozen."""
         # The caches come first: see the top of _layer.py.
         (calls, packs), frozen = self._plans, self._frozen
         generation = config.generation()
-        weight, bias = (self.weight, self.bias) if frozen is None else (frozen["weight"], frozen["bias"])
-        x, weight, bias, plan, shape = self._planned(input, weight, bias, *options)
         if frozen is None:
-            return compute(self._function, plan, x, weight, bias, shape)
-        y = np.empty(shape, x.dtype)
-        if y.size == 0:
-            return y
+            return self._call_function(input, residual, out, *options)
+        weight, bias = frozen["weight"], frozen["bias"]
+        x, weight, bias, plan, shape = self._planned(input, weight, bias, *options)
+        # The frozen copy of the weight lies in C order, whatever the layer's own array does.
+        channels_last = channels_last_result(x, self._live["weight"], self._rank)
         packed = packs.get(plan)
-        if packed is None:
+        if packed is None and x.size:
             packed = plan.pack(weight, bias)
             if len(packs) >= max(1, min(MOST_SHAPES, MOST_BYTES // max(1, weight.nbytes))):
                 packs.clear()
                 calls.clear()
             packs[plan] = packed
-        if x is input and not options:  # not where a copy had to be made first
+        if x is input and x.size and not options:  # not where a copy had to be made first
             if len(calls) >= MOST_SHAPES:
                 calls.clear()
-            calls[x.shape, x.strides, x.dtype] = generation, shape, plan.run, packed
-        plan.run(x, packed, y)
-        return y
+            calls[x.shape, x.strides, x.dtype] = generation, shape, channels_last, plan, plan.run, packed
+        return compute(self._function, plan, x, weight, bias, shape, channels_last, out, residual, packed=packed)
+
+    def _call_function(self, input: np.ndarray, residual: np.ndarray | None, out: np.ndarray | None) -> np.ndarray:
+        """Compute what `forward` does in train mode: the function of this layer's name."""
+        return convnd(
+            self._function, self._rank, input, self.weight, self.bias, self.stride, self.padding, self.dilation,
+            self.groups, self.padding_mode, 0, self.activation, residual, False, out, self.algorithm, self.accuracy,
+        )  # fmt: skip
 
     def _planned(self, input: np.ndarray, weight: np.ndarray, bias: np.ndarray | None):
         """Return checked arrays (input, weight, bias), the plan for them and the shape of the result."""
-        x, weight, bias = check_arrays(self._function, self._rank, input, weight, bias)
+        function, rank = self._function, self._rank
+        x, weight, bias = check_arrays(function, rank, input, weight, bias)
         problem = conv_problem(
-            self._function, self._rank, x, weight, self.stride, self.padding, self.dilation, self.groups,
-            self.padding_mode, config.is_exact(self._function, self.accuracy),
+            function, rank, x, weight, self.stride, self.padding, self.dilation, self.groups, self.padding_mode,
+            config.is_exact(function, self.accuracy), activation=activation_fields(function, self.activation, x.dtype),
         )  # fmt: skip
-        shape = problem.output_shape[x.ndim < self._rank + 2 :]
-        return x, weight, bias, plan_for(problem, self.algorithm), shape
+        return x, weight, bias, plan_for(problem, self.algorithm), problem.output_shape[x.ndim < rank + 2 :]
 
     @property
     def weight(self) -> np.ndarray:
@@ -208,6 +238,8 @@ class _ConvNd(Layer):
             text += ", bias=False"
         if self.padding_mode != "zeros":
             text += f", padding_mode={self.padding_mode}"
+        if self.activation is not None:
+            text += f", activation={self.activation!r}"
         return text
 
     def _checked_array(self, name: str, value: Any) -> np.ndarray:
@@ -253,8 +285,8 @@ class Conv2d(_ConvNd):
         Size of the filters, one for all axes or one per axis.
     stride, dilation : int or tuple of ints
         Step of the filters; distance of their taps.
-    padding : int, tuple of ints, 'valid' or 'same'
-        What is added on both sides of every axis; 'same' keeps the size and takes stride 1 only.
+    padding : int, tuple of ints or of pairs, or str
+        What is added on both sides of every axis: all that :func:`pyconv.nn.functional.conv2d` takes.
     groups : int
         Blocks of channels that are convolved separately.
     bias : bool
@@ -265,6 +297,8 @@ class Conv2d(_ConvNd):
         For torch's sake.
     dtype : dtype
         Of the parameters and of the inputs: a floating-point or complex one, float32 if not given.
+    activation : str or tuple, optional
+        What is applied to the result: see :func:`pyconv.nn.functional.conv2d`.
     algorithm : str, optional
         A row of the table of algorithms; by default the first that accepts the problem.
     accuracy : {'fast', 'exact'}, optional

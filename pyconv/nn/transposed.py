@@ -7,9 +7,11 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import numpy as np
 
 from .. import config
+from ..activation import activation_fields
 from ..problem import check_arrays, choice, fail, per_axis
 from ..transposed import transposed_plan
 from ..transposed_problem import output_padding_for, transposed_problem
+from ._calls import conv_transposend
 from .modules import _ConvNd
 
 if TYPE_CHECKING:
@@ -17,7 +19,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import DTypeLike
 
-    from .modules import Ints
+    from .modules import Activation, Ints
 
 
 class _ConvTransposeNd(_ConvNd):
@@ -40,13 +42,14 @@ class _ConvTransposeNd(_ConvNd):
         device: str | None = None,
         dtype: DTypeLike = None,
         *,
+        activation: Activation = None,
         algorithm: str | None = None,
         accuracy: str | None = None,
     ) -> None:
         self.output_padding = output_padding
         super().__init__(
             in_channels, out_channels, kernel_size, stride, padding, dilation, groups, bias, padding_mode, device,
-            dtype, algorithm=algorithm, accuracy=accuracy,
+            dtype, activation=activation, algorithm=algorithm, accuracy=accuracy,
         )  # fmt: skip
 
     def __setattr__(self, name: str, value: Any) -> None:
@@ -59,8 +62,15 @@ class _ConvTransposeNd(_ConvNd):
             choice(layer, name, value, ("zeros",))
         super().__setattr__(name, value)
 
-    def forward(self, input: np.ndarray, output_size: Sequence[int] | None = None) -> np.ndarray:
-        """Return the transposed convolution of the input, a fresh array in C order.
+    def forward(
+        self,
+        input: np.ndarray,
+        output_size: Sequence[int] | None = None,
+        *,
+        residual: np.ndarray | None = None,
+        out: np.ndarray | None = None,
+    ) -> np.ndarray:
+        """Return the transposed convolution of the input, a fresh array or `out`.
 
         Parameters
         ----------
@@ -69,6 +79,8 @@ class _ConvTransposeNd(_ConvNd):
         output_size : sequence of ints, optional
             The spatial size, or the shape, that the result is to have, instead of what the layer's `output_padding`
             gives: one of `stride` sizes per axis is possible.
+        residual, out : ndarray, optional
+            As in :func:`pyconv.nn.functional.conv2d`.
 
         Raises
         ------
@@ -76,9 +88,23 @@ class _ConvTransposeNd(_ConvNd):
             As :func:`pyconv.nn.functional.conv_transpose2d`, and for an `output_size` that is out of range.
         """
         if output_size is None:
-            return super().forward(input)
+            return super().forward(input, residual=residual, out=out)
         geometry = self.kernel_size, self.stride, self.padding, self.dilation
-        return self._plan_and_run(input, output_padding_for(type(self).__name__, output_size, input, *geometry))
+        output_padding = output_padding_for(type(self).__name__, output_size, input, *geometry)
+        return self._plan_and_run(input, residual, out, output_padding)
+
+    def _call_function(
+        self,
+        input: np.ndarray,
+        residual: np.ndarray | None,
+        out: np.ndarray | None,
+        output_padding: Ints | None = None,
+    ) -> np.ndarray:
+        return conv_transposend(
+            self._function, self._rank, input, self.weight, self.bias, self.stride, self.padding,
+            self.output_padding if output_padding is None else output_padding, self.groups, self.dilation,
+            self.activation, residual, False, out, self.algorithm, self.accuracy,
+        )  # fmt: skip
 
     def _planned(
         self, input: np.ndarray, weight: np.ndarray, bias: np.ndarray | None, output_padding: Ints | None = None
@@ -87,8 +113,8 @@ class _ConvTransposeNd(_ConvNd):
         x, weight, bias = check_arrays(function, rank, input, weight, bias, transposed_groups=groups)
         problem = transposed_problem(
             function, rank, x, weight, self.stride, self.padding,
-            self.output_padding if output_padding is None else output_padding,
-            groups, self.dilation, config.is_exact(function, self.accuracy),
+            self.output_padding if output_padding is None else output_padding, groups, self.dilation,
+            config.is_exact(function, self.accuracy), activation_fields(function, self.activation, x.dtype),
         )  # fmt: skip
         shape = problem.input_shape[x.ndim < rank + 2 :]
         return x, weight, bias, transposed_plan(function, problem, self.algorithm), shape
@@ -142,6 +168,8 @@ class ConvTranspose2d(_ConvTransposeNd):
         For torch's sake.
     dtype : dtype
         Of the parameters and of the inputs: a floating-point or complex one, float32 if not given.
+    activation : str or tuple, optional
+        What is applied to the result: see :func:`pyconv.nn.functional.conv2d`.
     algorithm : str, optional
         A row of the table of algorithms; by default the first that accepts each part of the problem.
     accuracy : {'fast', 'exact'}, optional

@@ -84,8 +84,11 @@ INLINE vec vec_zero(void) { return (vec){0}; }
 /* s - 0 is s for every s, -0 and NaN too; the compilers make one broadcast of it. */
 INLINE vec vec_splat(real s) { return s - (vec){0}; }
 
-/* Integers by way of int64, so that unsigned ones wrap like the rest. */
-INLINE real real_of(double value) { return REAL_IS_INTEGER ? (real)(int64_t)value : (real)value; }
+/* Integers by way of 64 bits, so that unsigned ones wrap like the rest. */
+INLINE real real_of(double value) {
+    if (!REAL_IS_INTEGER) return (real)value;
+    return value < 0x1p63 ? (real)(int64_t)value : (real)(uint64_t)value;
+}
 
 INLINE int64_t min_i64(int64_t a, int64_t b) { return a < b ? a : b; }
 INLINE int64_t max_i64(int64_t a, int64_t b) { return a > b ? a : b; }

@@ -1,0 +1,125 @@
+"""What the functional calls have in common: arguments -> ConvProblem -> plan -> result, and the short way there.
+
+Checking arguments and finding the plan takes longer than a small convolution. So what came of it is kept, by everything
+that it depends on: shapes, strides and dtypes of the arrays and the values of the other arguments. What the arrays hold
+is not: weights are packed in every call.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+
+from .. import config
+from ..activation import activation_fields
+from ..plan import plan_for
+from ..problem import check_arrays, conv_problem, positive_int
+from ..result import channels_last_result, compute
+from ..transposed import transposed_plan
+from ..transposed_problem import transposed_problem
+
+MOST_CALLS = 1024
+SIZES = frozenset((int, str))
+OPTIONS = frozenset((int, float, str, type(None)))
+
+_known: dict[tuple, Call] = {}
+
+
+class Call(NamedTuple):
+    """What a call comes down to."""
+
+    generation: int  # of the settings it was made under
+    plan: object
+    shape: tuple[int, ...]
+    channels_last: bool
+
+
+def convnd(
+    function, rank, input, weight, bias, stride, padding, dilation, groups,
+    padding_mode="zeros", padding_value=0, activation=None, residual=None, accumulate=False, out=None,
+    algorithm=None, accuracy=None,
+):  # fmt: skip
+    """Compute what conv1d, conv2d and conv3d document; `function` names the caller in messages."""
+    options = padding_mode, padding_value, activation, algorithm, accuracy
+    key = key_of(function, input, weight, bias, (stride, padding, dilation, groups), options)
+    call, arrays = _known.get(key), (input, weight, bias)
+    if call is None or call.generation != config.generation():
+        arrays = check_arrays(function, rank, input, weight, bias)
+        x, w = arrays[:2]
+        generation, exact = config.generation(), config.is_exact(function, accuracy)
+        problem = conv_problem(
+            function, rank, x, w, stride, padding, dilation, groups, padding_mode, exact,
+            # An algorithm that was asked for need not be worth its packing.
+            algorithm is None, padding_value, activation_fields(function, activation, x.dtype),
+        )  # fmt: skip
+        shape = problem.output_shape[x.ndim < rank + 2 :]
+        layout = channels_last_result(x, weight, rank)
+        call = Call(generation, plan_for(problem, algorithm), shape, layout)
+        remember(key, call, arrays, (input, weight, bias))
+    _, plan, shape, layout = call
+    return compute(function, plan, *arrays, shape, layout, out, residual, accumulate)
+
+
+def conv_transposend(
+    function, rank, input, weight, bias, stride, padding, output_padding, groups, dilation,
+    activation=None, residual=None, accumulate=False, out=None, algorithm=None, accuracy=None,
+):  # fmt: skip
+    """Compute what conv_transpose1d, 2d and 3d document; `function` names the caller in messages."""
+    sizes = stride, padding, output_padding, groups, dilation
+    key = key_of(function, input, weight, bias, sizes, (activation, algorithm, accuracy))
+    call, arrays = _known.get(key), (input, weight, bias)
+    if call is None or call.generation != config.generation() or not weight.flags.aligned:
+        groups = positive_int(function, "groups", groups)
+        arrays = check_arrays(function, rank, input, weight, bias, transposed_groups=groups)
+        x, w = arrays[:2]
+        generation, exact = config.generation(), config.is_exact(function, accuracy)
+        problem = transposed_problem(
+            function, rank, x, w, stride, padding, output_padding, groups, dilation, exact,
+            activation_fields(function, activation, x.dtype),
+        )  # fmt: skip
+        shape = problem.input_shape[x.ndim < rank + 2 :]
+        layout = channels_last_result(x, weight, rank)
+        call = Call(generation, transposed_plan(function, problem, algorithm), shape, layout)
+        remember(key, call, arrays, (input, weight, bias))
+    _, plan, shape, layout = call
+    return compute(function, plan, *arrays, shape, layout, out, residual, accumulate)
+
+
+def key_of(function, input, weight, bias, sizes, options) -> tuple | None:
+    """Return all that a call depends on but what the arrays hold; None where equal keys might mean different calls.
+
+    True and 1.0 equal 1, but are no sizes, so these must be ints, words and tuples of them.
+    """
+    if type(input) is not np.ndarray or type(weight) is not np.ndarray:
+        return None
+    for size in sizes:
+        if type(size) is not int and not are_all(SIZES, size):
+            return None
+    for option in options:
+        if option is not None and type(option) is not str and not are_all(OPTIONS, option):
+            return None
+    if bias is None:
+        form = None
+    elif type(bias) is np.ndarray:
+        form = bias.shape, bias.strides, bias.dtype
+    else:
+        return None
+    return (
+        function, input.shape, input.strides, input.dtype, weight.shape, weight.strides, weight.dtype, form,
+        sizes, options,
+    )  # fmt: skip
+
+
+def are_all(types: frozenset[type], value: object) -> bool:
+    """Tell whether a value, or everything in a tuple and in the tuples in it, is of these types."""
+    return type(value) in types or (type(value) is tuple and all(are_all(types, v) for v in value))
+
+
+def remember(key: tuple | None, call: Call, checked: tuple, given: tuple) -> None:
+    """Keep a call, if no array had to be converted for it."""
+    if key is None or any(a is not b for a, b in zip(checked, given, strict=True)):
+        return
+    if len(_known) >= MOST_CALLS:
+        _known.clear()
+    _known[key] = call
