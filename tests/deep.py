@@ -34,8 +34,9 @@ def build(folder, *flags, **variables):
 
 def run(*command, **variables):
     """Whether the command ended well, its last lines printed either way."""
-    print("$", *(Path(word).name if Path(word).is_absolute() else word for word in command), flush=True)
-    return subprocess.run(list(map(str, command)), check=False, env={**os.environ, **variables}).returncode == 0
+    words = [str(word) for word in command]
+    print("$", *(Path(word).name if Path(word).is_absolute() else word for word in words), flush=True)
+    return subprocess.run(words, check=False, env={**os.environ, **variables}).returncode == 0
 
 
 def has(*tools):
