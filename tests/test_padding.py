@@ -142,7 +142,8 @@ def test_causal_outputs_depend_on_nothing_later():
         changed = x.copy()
         changed[..., t:] = 9
         np.testing.assert_array_equal(F.conv1d(changed, w, padding="causal", dilation=2)[..., :t], y[..., :t])
-    np.testing.assert_array_equal(F.conv1d(x, w, padding="causal", dilation=2, stride=3), y[..., ::3])
+    strided = F.conv1d(x, w, padding="causal", dilation=2, stride=3)
+    np.testing.assert_allclose(strided, y[..., ::3], rtol=1e-4, atol=1e-5)  # another algorithm may be taken
     replicated = F.conv1d(x, w, padding="causal", padding_mode="replicate")
     np.testing.assert_allclose(replicated[0, :, 0], np.einsum("oik,i->o", w, x[0, :, 0]), rtol=1e-4, atol=1e-5)
 
