@@ -129,8 +129,11 @@ def kind_of(dtype: np.dtype) -> str:
     return "f" if dtype.name == "bfloat16" else dtype.kind
 
 
-def as_array(function: str, argument: str, value: Any) -> np.ndarray:
-    """Return `value` as a plain native array whose strides are whole elements: itself, unless that takes a copy."""
+def as_array(function: str, argument: str, value: Any, kinds: str = "fciu") -> np.ndarray:
+    """Return `value` as a plain native array whose strides are whole elements: itself, unless that takes a copy.
+
+    `kinds` are those of :func:`kind_of` that it may hold.
+    """
     if type(value) is np.ndarray and value.dtype in COMPILED_DTYPES and value.flags.c_contiguous:
         return value  # nearly always; the checks below take longer than a small convolution
     if not isinstance(value, np.ndarray):
@@ -139,7 +142,7 @@ def as_array(function: str, argument: str, value: Any) -> np.ndarray:
     if isinstance(value, np.ma.MaskedArray):
         fail(TypeError, function, argument, "must not be masked: fill it first, e.g. .filled(0)", type(value))
     dtype = value.dtype
-    if kind_of(dtype) not in "fciu":
+    if kind_of(dtype) not in kinds:
         fail(TypeError, function, argument, "must hold floating-point, complex or integer numbers", dtype)
     array = value if type(value) is np.ndarray else np.asarray(value).view(np.ndarray)
     if not dtype.isnative:

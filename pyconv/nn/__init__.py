@@ -6,6 +6,7 @@ Conv2d(3, 6, kernel_size=(7, 7), stride=(2, 2), padding=(3, 3), groups=3, bias=F
 """
 
 from . import functional, grad, init, utils
+from .fold import Fold, Unfold
 from .modules import Conv1d, Conv2d, Conv3d
 from .transposed import ConvTranspose1d, ConvTranspose2d, ConvTranspose3d
 from .utils.fusion import fuse_conv_bn, fuse_conv_bn_weights
@@ -17,6 +18,8 @@ __all__ = [
     "ConvTranspose1d",
     "ConvTranspose2d",
     "ConvTranspose3d",
+    "Fold",
+    "Unfold",
     "functional",
     "fuse_conv_bn",
     "fuse_conv_bn_weights",

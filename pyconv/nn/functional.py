@@ -2,9 +2,21 @@
 
 from __future__ import annotations
 
+from ..columns import fold as fold_columns
+from ..columns import gather
+from ..fold_problem import fold_problem, unfold_problem
 from ._calls import conv_transposend, convnd
 
-__all__ = ["conv1d", "conv2d", "conv3d", "conv_transpose1d", "conv_transpose2d", "conv_transpose3d"]
+__all__ = [
+    "conv1d",
+    "conv2d",
+    "conv3d",
+    "conv_transpose1d",
+    "conv_transpose2d",
+    "conv_transpose3d",
+    "fold",
+    "unfold",
+]
 
 
 def conv1d(
@@ -250,3 +262,105 @@ def conv_transpose3d(
         "conv_transpose3d", 3, input, weight, bias, stride, padding, output_padding, groups, dilation,
         activation, residual, accumulate, out, algorithm, accuracy,
     )  # fmt: skip
+
+
+def unfold(input, kernel_size, dilation=1, padding=0, stride=1):
+    """Return the windows that a filter sees of an image, each as a column (im2col).
+
+    Parameters
+    ----------
+    input : ndarray
+        Shape (N, C, H, W) or, unbatched, (C, H, W), of any number type or bool; any strides.
+    kernel_size : int or tuple of ints
+        Size of the windows, one for both axes or one per axis.
+    dilation : int or tuple of ints
+        Distance of a window's elements.
+    padding : int or tuple of ints
+        Zeros that are added to both sides of either axis.
+    stride : int or tuple of ints
+        Distance of the windows.
+
+    Returns
+    -------
+    ndarray
+        Shape (N, C kernel_h kernel_w, L) or (C kernel_h kernel_w, L), a new array in C order. The L windows are those
+        of :func:`conv2d`, row by row; rows are channels, and within them the elements of the window.
+
+    Raises
+    ------
+    ValueError
+        If sizes do not fit together, or an axis other than the batch is empty.
+    TypeError
+        If an argument is of the wrong kind.
+    MemoryError
+        If there is no memory for the result.
+
+    See Also
+    --------
+    fold : adds windows up to an image.
+    torch.nn.functional.unfold : the function this one follows.
+
+    Examples
+    --------
+    >>> import numpy as np, pyconv.nn.functional as F
+    >>> x = np.arange(6, dtype=np.float32).reshape(1, 2, 3)
+    >>> F.unfold(x, (2, 2))
+    array([[0., 1.],
+           [1., 2.],
+           [3., 4.],
+           [4., 5.]], dtype=float32)
+
+    A convolution is a matrix product with the windows:
+
+    >>> rng = np.random.default_rng(0)
+    >>> x, w = rng.standard_normal((2, 3, 9, 8)), rng.standard_normal((5, 3, 3, 3))
+    >>> y = w.reshape(5, -1) @ F.unfold(x, 3, padding=1)
+    >>> bool(np.allclose(y.reshape(2, 5, 9, 8), F.conv2d(x, w, padding=1)))
+    True
+    """
+    x, windows = unfold_problem("unfold", input, kernel_size, dilation, padding, stride)
+    columns = gather(x, windows)
+    (high, wide), (rows, cols) = windows.kernel, windows.positions
+    return columns.reshape(*x.shape[:-3], x.shape[-3] * high * wide, rows * cols)
+
+
+def fold(input, output_size, kernel_size, dilation=1, padding=0, stride=1):
+    """Add windows up to the image they are of (col2im), the adjoint of :func:`unfold`.
+
+    Parameters
+    ----------
+    input : ndarray
+        Shape (N, C kernel_h kernel_w, L) or, unbatched, (C kernel_h kernel_w, L), of any number type or bool: what
+        :func:`unfold` makes of an image of size `output_size` with the other arguments.
+    output_size : int or tuple of ints
+        Height and width of the image, one for both axes or one per axis.
+    kernel_size, dilation, padding, stride : int or tuple of ints
+        As in :func:`unfold`; what falls into the padding is dropped.
+
+    Returns
+    -------
+    ndarray
+        Shape (N, C, *output_size) or (C, *output_size), a new array in C order. float16 and bfloat16 are added in
+        float32 and rounded once, where torch rounds every sum; bools are joined by 'or'.
+
+    Raises
+    ------
+    ValueError, TypeError, MemoryError
+        As :func:`unfold`.
+
+    See Also
+    --------
+    unfold : takes the windows of an image.
+    torch.nn.functional.fold : the function this one follows.
+
+    Examples
+    --------
+    >>> import numpy as np, pyconv.nn.functional as F
+    >>> F.fold(np.ones((4, 4), np.float32), (3, 3), 2)
+    array([[[1., 2., 1.],
+            [2., 4., 2.],
+            [1., 2., 1.]]], dtype=float32)
+    """
+    x, windows = fold_problem("fold", input, output_size, kernel_size, dilation, padding, stride)
+    high, wide = windows.kernel
+    return fold_columns(x.reshape(*x.shape[:-2], x.shape[-2] // (high * wide), high, wide, *windows.positions), windows)

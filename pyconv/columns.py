@@ -1,0 +1,42 @@
+"""The matrix of an image's windows (im2col) and its adjoint (col2im), one strided copy or sum per tap of the filter.
+
+columns[c, kh, kw, p] = image[c, p stride - padding + k dilation], 0 outside
+image[c, i]           = sum over taps and positions with  p stride - padding + k dilation = i  of  columns[c, kh, kw, p]
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from .fold_problem import Windows
+from .reference import ACCUMULATORS
+
+
+def gather(image: np.ndarray, windows: Windows) -> np.ndarray:
+    """Return the windows of an image (..., C, H, W), as a new array of shape (..., C, kh, kw, rows, columns)."""
+    columns = np.empty((*image.shape[:-2], *windows.kernel, *windows.positions), image.dtype)
+    for tap, where, source in windows.taps():
+        one = columns[(..., *tap, slice(None), slice(None))]
+        for axis, met in enumerate(where):  # what meets padding: at the beginning and at the end of either axis
+            edge = (slice(None),) * (1 - axis)
+            one[(..., slice(0, met.start), *edge)] = 0
+            one[(..., slice(met.stop, None), *edge)] = 0
+        one[(..., *where)] = image[(..., *source)]
+    return columns
+
+
+def scatter_add(columns: np.ndarray, windows: Windows, image: np.ndarray) -> None:
+    """Add columns of shape (..., C, kh, kw, rows, columns) to an image (..., C, H, W)."""
+    for tap, where, source in windows.taps():
+        one = image[(..., *source)]
+        one += columns[(..., *tap, *where)]
+
+
+def fold(columns: np.ndarray, windows: Windows) -> np.ndarray:
+    """Return the image that columns (..., C, kh, kw, rows, columns) add up to; halves are added in float32."""
+    dtype = columns.dtype
+    sums = np.float32 if dtype.itemsize == 2 and dtype.name in ACCUMULATORS else dtype
+    image = np.zeros((*columns.shape[:-4], *windows.size), sums)
+    with np.errstate(all="ignore"):  # Inf - Inf is NaN, as in the kernels
+        scatter_add(columns, windows, image)
+        return image.astype(dtype, copy=False)
