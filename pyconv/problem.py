@@ -192,13 +192,13 @@ def same_dtype(function: str, argument: str, array: np.ndarray, x: np.ndarray) -
 def conv_problem(
     function: str, rank: int, x: np.ndarray, weight: np.ndarray, stride: Any, padding: Any, dilation: Any, groups: Any,
     padding_mode: str, exact: bool, raw: bool = False, padding_value: Any = 0,
-    activation: tuple[int, float, float] = (0, 0.0, 0.0),
+    activation: tuple[int, float, float] = (0, 0.0, 0.0), names: tuple[str, str] = ("input", "weight"),
 ) -> ConvProblem:  # fmt: skip
     """Check the geometry of a convolution of arrays that :func:`check_arrays` returned.
 
     Ints pass as they are and everything else as a tuple of ints: the cache behind never takes True or 1.0 for 1. `raw`
     says that the weights will be packed for one call alone, which counts in the choice of the algorithm. `activation`
-    is what :func:`~pyconv.activation.activation_fields` returned.
+    is what :func:`~pyconv.activation.activation_fields` returned, `names` what the caller calls input and weight.
     """
     if type(stride) is not int or stride < 1:
         stride = per_axis(function, "stride", stride, rank, 1)
@@ -213,7 +213,7 @@ def conv_problem(
     # Zeros are zeros, however they were asked for: every algorithm knows those.
     mode = "zeros" if padding_mode == "constant" and not value else padding_mode
     problem = _geometry(
-        function, rank, x.shape, weight.shape, x.dtype, stride, padding, dilation, groups, mode, exact, raw
+        function, rank, x.shape, weight.shape, x.dtype, stride, padding, dilation, groups, mode, exact, raw, names
     )
     if not value and not activation[0]:
         return problem
@@ -246,6 +246,8 @@ def checked_padding_value(function: str, value: Any, mode: str, dtype: np.dtype)
     if type(value) is int and value == 0:
         return 0.0
     kind, argument = kind_of(dtype), "padding_value"
+    if isinstance(value, np.integer):
+        value = int(value)  # NumPy would compare it with a double as a double
     number = hasattr(value, "__float__") and not isinstance(value, (bool, np.bool_, np.ndarray))
     if isinstance(value, (complex, np.complexfloating)):
         number = kind == "c"
@@ -271,16 +273,16 @@ def checked_padding_value(function: str, value: Any, mode: str, dtype: np.dtype)
 
 @lru_cache(maxsize=1024)
 def _geometry(
-    function, rank, x_shape, weight_shape, dtype, stride, padding, dilation, groups, padding_mode, exact, raw
+    function, rank, x_shape, weight_shape, dtype, stride, padding, dilation, groups, padding_mode, exact, raw, names
 ) -> ConvProblem:
     """Do the shape arithmetic of :func:`conv_problem`; raises on what does not fit together."""
     n, channels, *size = x_shape if len(x_shape) == rank + 2 else (1, *x_shape)
     out_channels, ic, *kernel = weight_shape
-    check_channels(function, groups, channels, out_channels, ic)
+    check_channels(function, names, groups, channels, out_channels, ic)
     if 0 in size:
-        fail(ValueError, function, "input", "must not have an empty spatial axis", f"shape {x_shape}")
+        fail(ValueError, function, names[0], "must not have an empty spatial axis", f"shape {x_shape}")
     if 0 in kernel:
-        fail(ValueError, function, "weight", "must not have an empty kernel axis", f"shape {weight_shape}")
+        fail(ValueError, function, names[1], "must not have an empty kernel axis", f"shape {weight_shape}")
     strides = stride if isinstance(stride, tuple) else (stride,) * rank
     dilations = dilation if isinstance(dilation, tuple) else (dilation,) * rank
     if padding == "same" and strides != (1,) * rank:
@@ -288,7 +290,7 @@ def _geometry(
         fail(ValueError, function, "padding", rule, f"stride {stride}")
     pads = [pads_of(padding, a, size[a], kernel[a], strides[a], dilations[a]) for a in range(rank)]
     out = [
-        output_extent(function, padding_mode, size[a], kernel[a], strides[a], dilations[a], pads[a])
+        output_extent(function, names[1], padding_mode, size[a], kernel[a], strides[a], dilations[a], pads[a])
         for a in range(rank)
     ]
     if out_channels * prod(out) * max(n, 1) >= LIMIT:
@@ -318,15 +320,17 @@ def plain_problem(
     )
 
 
-def check_channels(function: str, groups: int, channels: int, out_channels: int, ic: int) -> None:
+def check_channels(
+    function: str, names: tuple[str, str], groups: int, channels: int, out_channels: int, ic: int
+) -> None:
     """Check that channels, groups and the weight's first two axes belong together."""
     if out_channels == 0:
-        fail(ValueError, function, "weight", "must have at least one output channel", out_channels)
+        fail(ValueError, function, names[1], "must have at least one output channel", out_channels)
     if out_channels % groups:
         fail(ValueError, function, "groups", f"must divide the {out_channels} output channels", groups)
     if channels != ic * groups:
-        rule = f"must have {ic * groups} channels (weight.shape[1] {ic} x groups {groups})"
-        fail(ValueError, function, "input", rule, channels)
+        rule = f"must have {ic * groups} channels ({names[1]}.shape[1] {ic} x groups {groups})"
+        fail(ValueError, function, names[0], rule, channels)
 
 
 def pads_of(padding: Any, axis: int, size: int, kernel: int, stride: int, dilation: int) -> tuple[int, int]:
@@ -346,15 +350,17 @@ def pads_of(padding: Any, axis: int, size: int, kernel: int, stride: int, dilati
     return one if isinstance(one, tuple) else (one, one)
 
 
-def output_extent(function: str, mode: str, size: int, kernel: int, stride: int, dilation: int, pads) -> int:
-    """Return floor((size + padding - dilation (kernel - 1) - 1) / stride) + 1, checked."""
+def output_extent(
+    function: str, weight: str, mode: str, size: int, kernel: int, stride: int, dilation: int, pads
+) -> int:
+    """Return floor((size + padding - dilation (kernel - 1) - 1) / stride) + 1, checked; `weight` is its name."""
     before, after = pads
     padded, span = size + before + after, dilation * (kernel - 1) + 1
     if padded >= LIMIT:
         fail(ValueError, function, "padding", f"must keep the padded input below {LIMIT} positions", pads)
     if span > padded:
         rule = f"must not exceed the padded input: dilation {dilation} x (kernel {kernel} - 1) + 1 = {span} > {padded}"
-        fail(ValueError, function, "weight", rule, f"kernel size {kernel}")
+        fail(ValueError, function, weight, rule, f"kernel size {kernel}")
     most = {"reflect": size - 1, "circular": size}.get(mode)
     if most is not None and max(pads) > most:
         fail(ValueError, function, "padding", f"must be at most {most} with padding_mode '{mode}'", max(pads))

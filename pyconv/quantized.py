@@ -164,7 +164,9 @@ def qlinear_conv(
 def _sums(function, x, w, x_zero, w_zero, bias, stride, padding, dilation, groups) -> np.ndarray:
     """Return the int32 sums of checked arrays and zero points."""
     rank = w.ndim - 2
-    problem = conv_problem(function, rank, x, w, stride, padding, dilation, groups, "zeros", exact=False)
+    problem = conv_problem(
+        function, rank, x, w, stride, padding, dilation, groups, "zeros", exact=False, names=("x", "w")
+    )
     problem = problem._replace(out_dtype="int32")
     if x_zero.any():
         problem = problem._replace(pad_mode=PAD_CONSTANT, pad_value=float(x_zero[0]))

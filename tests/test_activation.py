@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 from oracle import needs_core, rows, setting
 
-from pyconv import activation
+from pyconv import activation, nn
+from pyconv.nn import functional as F
 from pyconv.plan import plan_for
 from pyconv.problem import plain_problem
 
@@ -105,3 +106,20 @@ def test_infinities_are_the_formulas(isa, sign, number):
         expected = activation.activate(number, a, b, values)
     out = np.empty((1, 16, 1, WIDTH), np.float32)
     np.testing.assert_array_equal(activated(isa, "direct", number, values, out)[0, 3, 0], expected)
+
+
+@pytest.mark.parametrize("layer", [nn.Conv2d, nn.ConvTranspose1d])
+def test_complex_numbers_have_none(layer):
+    """Refused by name where the layer is made or changed, and by the functions."""
+    rule = "argument 'activation' must be None for complex64: it needs floating-point numbers, got 'silu'"
+    with pytest.raises(TypeError, match=f"^{layer.__name__}: {rule}"):
+        layer(2, 3, 1, dtype=np.complex64, activation="silu")
+    made = layer(2, 3, 1, dtype=np.complex64)
+    with pytest.raises(TypeError, match=f"^{layer.__name__}: {rule}"):
+        made.activation = "silu"
+    assert made.activation is None
+    x = np.ones((1, 2, 4), np.complex64)
+    with pytest.raises(TypeError, match=f"^conv1d: {rule}"):
+        F.conv1d(x, x, activation="silu")
+    with pytest.raises(TypeError, match=f"^conv_transpose1d: {rule}"):
+        F.conv_transpose1d(x, np.ones((2, 3, 1), np.complex64), activation="silu")

@@ -226,6 +226,7 @@ def test_bfloat16_values():
     (ValueError, "f4", 1e39, "constant"), (ValueError, "f2", 70000, "constant"), (ValueError, "i1", 128, "constant"),
     (ValueError, "u1", -1, "constant"), (ValueError, "i4", 0.5, "constant"), (ValueError, "i4", np.nan, "constant"),
     (ValueError, "i4", np.inf, "constant"), (ValueError, "i8", 2**53 + 1, "constant"),
+    (ValueError, "i8", np.int64(2**53 + 1), "constant"), (ValueError, "u8", np.uint64(2**64 - 1), "constant"),
     (ValueError, "u8", 2**64, "constant"), (ValueError, "u1", 256.0, "constant"),
     (ValueError, "f8", 10**400, "constant"), (ValueError, "i8", 10**400, "constant"),
     (ValueError, "c8", 1e39, "constant"), (TypeError, "f4", 1j, "constant"), (TypeError, "i4", 1j, "constant"),

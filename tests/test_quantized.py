@@ -123,6 +123,12 @@ X, W = np.zeros((1, 2, 5), np.uint8), np.zeros((3, 2, 2), np.int8)
         (ValueError, "stride", {"stride": 0}),
         (TypeError, "dilation", {"dilation": 1.5}),
         (ValueError, "groups", {"groups": 2}),
+        (ValueError, "x", {"x": X[:, :1]}),
+        (ValueError, "x", {"x": X[..., :0]}),
+        (ValueError, "w", {"w": W[..., :0]}),
+        (ValueError, "w", {"w": W[:0]}),
+        (ValueError, "w", {"dilation": 5}),
+        (ValueError, "padding", {"padding": 2**62}),
     ],
 )
 def test_what_conv_integer_refuses(kind, argument, arguments):

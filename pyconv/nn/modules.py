@@ -56,8 +56,6 @@ def checked_attribute(layer: str, name: str, value: Any, rank: int) -> Any:
         fail(TypeError, layer, name, "must be a name or None", value)
     if name == "accuracy":
         config.is_exact(layer, value)
-    if name == "activation":
-        activation_fields(layer, value)
     return value
 
 
@@ -117,12 +115,17 @@ class _ConvNd(Layer):
         if self.padding == "same" and self.stride != (1,) * self._rank:
             fail(ValueError, name, "padding", "cannot be 'same' with a stride other than 1", f"stride {stride}")
         self._dtype = parameter_dtype(name, dtype)
+        activation_fields(name, activation, self._dtype)  # now that it is known
         self._live["weight"] = np.empty(self._parameter_shape("weight"), self._dtype)
         self._live["bias"] = np.empty(self._parameter_shape("bias"), self._dtype) if bias else None
         self.reset_parameters()
 
     def __setattr__(self, name: str, value: Any) -> None:
-        super().__setattr__(name, checked_attribute(type(self).__name__, name, value, self._rank))
+        layer = type(self).__name__
+        value = checked_attribute(layer, name, value, self._rank)
+        if name == "activation":
+            activation_fields(layer, value, self.__dict__.get("_dtype"))
+        super().__setattr__(name, value)
 
     def reset_parameters(self) -> None:
         """Draw new parameters as torch does: kaiming_uniform_(a=sqrt(5)), and +-1/sqrt(fan_in) for the bias."""
