@@ -13,6 +13,7 @@ from . import nn
 from .config import get_accuracy, get_num_threads, set_accuracy, set_num_threads, show_config
 from .nn.functional import conv1d, conv2d, conv3d, conv_transpose1d, conv_transpose2d, conv_transpose3d
 from .nn.init import manual_seed
+from .weights import load_weights, save_weights
 
 __all__ = [
     "conv1d",
@@ -23,8 +24,10 @@ __all__ = [
     "conv_transpose3d",
     "get_accuracy",
     "get_num_threads",
+    "load_weights",
     "manual_seed",
     "nn",
+    "save_weights",
     "set_accuracy",
     "set_num_threads",
     "show_config",

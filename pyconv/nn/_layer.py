@@ -116,16 +116,21 @@ class Layer:
         """Return the parameters by name; in train mode they are the layer's own arrays, as in torch."""
         return {prefix + name: self._parameter(name) for name, array in self._live.items() if array is not None}
 
-    def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True) -> IncompatibleKeys:
+    def load_state_dict(
+        self, state_dict: Mapping[str, Any], strict: bool = True, *, prefix: str = ""
+    ) -> IncompatibleKeys:
         """Copy parameters from a mapping of names to arrays into the layer, rounding them to its dtype.
 
         Parameters
         ----------
         state_dict : mapping
-            NumPy arrays or what ``np.asarray`` reads, such as torch tensors: an ``np.load`` of an .npz file or the
-            state_dict() of a torch layer will do.
+            NumPy arrays or what ``np.asarray`` reads, such as torch tensors: what :func:`pyconv.load_weights` or
+            ``np.load`` of an .npz file returns or the state_dict() of a torch layer will do.
         strict : bool
             Whether missing and unexpected names are errors.
+        prefix : str
+            What the names of this layer begin with in the state dict of a network, such as "layer1.0.conv1."; all
+            others are left alone.
 
         Returns
         -------
@@ -141,15 +146,17 @@ class Layer:
         """
         if not isinstance(state_dict, Mapping):
             fail(TypeError, "load_state_dict", "state_dict", "must be a mapping", type(state_dict))
-        names = [name for name, array in self._live.items() if array is not None]
-        missing = [name for name in names if name not in state_dict]
-        unexpected = [key for key in state_dict if key not in names]
+        if not isinstance(prefix, str):
+            fail(TypeError, "load_state_dict", "prefix", "must be a str", prefix)
+        names = {prefix + name: name for name, array in self._live.items() if array is not None}
+        missing = [key for key in names if key not in state_dict]
+        unexpected = [key for key in state_dict if key not in names and str(key).startswith(prefix)]
         errors = []
         if strict and missing:
             errors.append("Missing key(s) in state_dict: {}. ".format(", ".join(f'"{key}"' for key in missing)))
         if strict and unexpected:
             errors.append("Unexpected key(s) in state_dict: {}. ".format(", ".join(f'"{key}"' for key in unexpected)))
-        errors += filter(None, (self._load(name, state_dict[name]) for name in names if name in state_dict))
+        errors += filter(None, (self._load(name, state_dict[key]) for key, name in names.items() if key in state_dict))
         if errors:
             # torch's kind and text, which people search for; problem.fail has another form.
             raise RuntimeError(f"Error(s) in loading state_dict for {type(self).__name__}:\n\t" + "\n\t".join(errors))
