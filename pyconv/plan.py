@@ -10,6 +10,7 @@ from functools import lru_cache
 
 from . import config
 from .complex_plan import PART, ComplexPlan
+from .per_sample import PerSamplePlan
 from .problem import ConvProblem, choice, fail
 from .reference import ReferencePlan
 
@@ -44,6 +45,11 @@ def plan_for(problem: ConvProblem, algorithm: str | None = None):
     if algorithm is not None:
         choice(f"conv{problem.rank}d", "algorithm", algorithm, algorithms(problem.dtype))
     return _plan(problem, algorithm, config.isa())
+
+
+def per_sample_plan(problem: ConvProblem, algorithm: str | None = None) -> PerSamplePlan:
+    """Return the plan for a problem whose weights have filters for each sample, in an axis before the others."""
+    return PerSamplePlan(problem, lambda grouped: plan_for(grouped, algorithm))
 
 
 @lru_cache(maxsize=1024)

@@ -152,11 +152,13 @@ def as_array(function: str, argument: str, value: Any, kinds: str = "fciu") -> n
     return array
 
 
-def check_arrays(function: str, rank: int, x: Any, weight: Any, bias: Any, transposed_groups: int = 0):
+def check_arrays(
+    function: str, rank: int, x: Any, weight: Any, bias: Any, transposed_groups: int = 0, per_sample: bool = False
+):
     """Return input, weight and bias as plain arrays of one dtype and the right ranks; the last two contiguous.
 
     `transposed_groups` are the groups of a transposed convolution, whose weight counts output channels in its second
-    axis; 0 for others.
+    axis; 0 for others. `per_sample` says that weight and bias may have a leading axis like the input's batch.
     """
     x = as_array(function, "input", x)
     if x.ndim not in (rank + 1, rank + 2):
@@ -164,14 +166,20 @@ def check_arrays(function: str, rank: int, x: Any, weight: Any, bias: Any, trans
         fail(ValueError, function, "input", rule, f"shape {x.shape}")
     weight = contiguous(as_array(function, "weight", weight))
     same_dtype(function, "weight", weight, x)
-    if weight.ndim != rank + 2:
-        fail(ValueError, function, "weight", f"must have {rank + 2} dimensions", f"shape {weight.shape}")
+    of_samples = per_sample and weight.ndim == rank + 3
+    if weight.ndim != rank + 2 and not of_samples:
+        more = f", or {rank + 3} with filters for each sample" if per_sample else ""
+        fail(ValueError, function, "weight", f"must have {rank + 2} dimensions{more}", f"shape {weight.shape}")
+    if of_samples and x.shape[: -rank - 1] != weight.shape[:1]:
+        rule = f"must have a batch of weight.shape[0] = {len(weight)} samples, one for each set of filters"
+        fail(ValueError, function, "input", rule, f"shape {x.shape}")
     if bias is not None:
         bias = contiguous(as_array(function, "bias", bias))
         same_dtype(function, "bias", bias, x)
-        channels = weight.shape[1] * transposed_groups if transposed_groups else weight.shape[0]
-        if bias.shape != (channels,):
-            rule = f"must have shape ({channels},), one value per output channel"
+        channels = weight.shape[1] * transposed_groups if transposed_groups else weight.shape[-rank - 2]
+        if bias.shape != (channels,) and not (of_samples and bias.shape == (len(x), channels)):
+            more = f" or ({len(x)}, {channels})" if of_samples else ""
+            rule = f"must have shape ({channels},){more}, one value per output channel"
             fail(ValueError, function, "bias", rule, f"shape {bias.shape}")
     return x, weight, bias
 

@@ -13,7 +13,8 @@ import numpy as np
 
 from .. import config
 from ..activation import activation_fields
-from ..plan import plan_for
+from ..per_sample import first_filters
+from ..plan import per_sample_plan, plan_for
 from ..problem import check_arrays, conv_problem, positive_int
 from ..result import channels_last_result, compute
 from ..transposed import transposed_plan
@@ -45,17 +46,20 @@ def convnd(
     key = key_of(function, input, weight, bias, (stride, padding, dilation, groups), options)
     call, arrays = _known.get(key), (input, weight, bias)
     if call is None or call.generation != config.generation():
-        arrays = check_arrays(function, rank, input, weight, bias)
+        arrays = check_arrays(function, rank, input, weight, bias, per_sample=True)
         x, w = arrays[:2]
         generation, exact = config.generation(), config.is_exact(function, accuracy)
+        of_samples = w.ndim == rank + 3
+        filters = first_filters(w) if of_samples else w
         problem = conv_problem(
-            function, rank, x, w, stride, padding, dilation, groups, padding_mode, exact,
+            function, rank, x, filters, stride, padding, dilation, groups, padding_mode, exact,
             # An algorithm that was asked for need not be worth its packing.
             algorithm is None, padding_value, activation_fields(function, activation, x.dtype),
         )  # fmt: skip
         shape = problem.output_shape[x.ndim < rank + 2 :]
-        layout = channels_last_result(x, weight, rank)
-        call = Call(generation, plan_for(problem, algorithm), shape, layout)
+        layout = channels_last_result(x, weight, rank) and not of_samples
+        plan = per_sample_plan(problem, algorithm) if of_samples else plan_for(problem, algorithm)
+        call = Call(generation, plan, shape, layout)
         remember(key, call, arrays, (input, weight, bias))
     _, plan, shape, layout = call
     return compute(function, plan, *arrays, shape, layout, out, residual, accumulate)

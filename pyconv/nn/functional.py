@@ -59,9 +59,10 @@ def conv2d(
         Shape (N, C, H, W) or, unbatched, (C, H, W). float16, bfloat16 (ml_dtypes'), float32, float64, complex numbers,
         or integers, which wrap around. Any strides: views are read where they lie.
     weight : ndarray
-        Filters of shape (out_channels, C / groups, kernel_h, kernel_w), of the input's dtype.
+        Filters of shape (out_channels, C / groups, kernel_h, kernel_w), of the input's dtype; or of shape
+        (N, out_channels, C / groups, kernel_h, kernel_w), where each sample has its own.
     bias : ndarray, optional
-        Shape (out_channels,), of the input's dtype.
+        Shape (out_channels,), of the input's dtype; where each sample has its own filters, also (N, out_channels).
     stride : int or tuple of ints
         Step of the filter, one for all axes or one per axis.
     padding : int, tuple of ints or of pairs, or str
@@ -124,6 +125,12 @@ def conv2d(
     >>> F.conv2d(x, w, padding=((0, 0), (1, 0)), padding_mode="replicate", activation=("clamp", 40, 80))
     array([[[[40., 45., 54.],
              [75., 80., 80.]]]], dtype=float32)
+
+    Filters for each of two samples:
+
+    >>> both = np.stack([w, 2 * w])
+    >>> F.conv2d(np.concatenate([x, x]), both)[:, 0, 0, 0]
+    array([45., 90.], dtype=float32)
     """
     return convnd(
         "conv2d", 2, input, weight, bias, stride, padding, dilation, groups, padding_mode, padding_value, activation,
