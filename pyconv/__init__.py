@@ -13,9 +13,11 @@ from . import nn
 from .config import get_accuracy, get_num_threads, set_accuracy, set_num_threads, show_config
 from .nn.functional import conv1d, conv2d, conv3d, conv_transpose1d, conv_transpose2d, conv_transpose3d
 from .nn.init import manual_seed
+from .packing import PackedWeight, pack
 from .weights import load_weights, save_weights
 
 __all__ = [
+    "PackedWeight",
     "conv1d",
     "conv2d",
     "conv3d",
@@ -27,6 +29,7 @@ __all__ = [
     "load_weights",
     "manual_seed",
     "nn",
+    "pack",
     "save_weights",
     "set_accuracy",
     "set_num_threads",

@@ -189,6 +189,7 @@ class TransposedPlan:
 
     def __init__(self, problem: ConvProblem, algorithm: str | None):
         self.problem = problem
+        self.algorithm, self.isa = algorithm, config.isa()
         letters = AXES[3 - problem.rank :]
         x_size, y_size, kernel, stride, dilation, pad = (
             [getattr(problem, f"{name}_{letter}") for letter in letters]

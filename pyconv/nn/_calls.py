@@ -13,6 +13,7 @@ import numpy as np
 
 from .. import config
 from ..activation import activation_fields
+from ..packed import PackedWeight, taken_apart
 from ..per_sample import first_filters
 from ..plan import per_sample_plan, plan_for
 from ..problem import check_arrays, conv_problem, positive_int
@@ -34,60 +35,96 @@ class Call(NamedTuple):
     plan: object
     shape: tuple[int, ...]
     channels_last: bool
+    form: object  # of the packed weights: what they depend on beside their values
 
 
 def convnd(
-    function, rank, input, weight, bias, stride, padding, dilation, groups,
-    padding_mode="zeros", padding_value=0, activation=None, residual=None, accumulate=False, out=None,
-    algorithm=None, accuracy=None,
+    function, rank, input, weight, bias, stride, padding, dilation, groups, padding_mode, padding_value, activation,
+    residual, accumulate, out, algorithm, accuracy,
 ):  # fmt: skip
     """Compute what conv1d, conv2d and conv3d document; `function` names the caller in messages."""
-    options = padding_mode, padding_value, activation, algorithm, accuracy
-    key = key_of(function, input, weight, bias, (stride, padding, dilation, groups), options)
+    packing, form = None, None
+    if type(weight) is PackedWeight:
+        packing, weight, bias, form = taken_apart(function, weight, bias)
+    sizes = stride, padding, dilation, groups
+    options = padding_mode, padding_value, activation, algorithm, accuracy, form
+    key = key_of(function, input, weight, bias, sizes, options)
     call, arrays = _known.get(key), (input, weight, bias)
     if call is None or call.generation != config.generation():
-        arrays = check_arrays(function, rank, input, weight, bias, per_sample=True)
-        x, w = arrays[:2]
-        generation, exact = config.generation(), config.is_exact(function, accuracy)
-        of_samples = w.ndim == rank + 3
-        filters = first_filters(w) if of_samples else w
-        problem = conv_problem(
-            function, rank, x, filters, stride, padding, dilation, groups, padding_mode, exact,
-            # An algorithm that was asked for need not be worth its packing.
-            algorithm is None, padding_value, activation_fields(function, activation, x.dtype),
-        )  # fmt: skip
-        shape = problem.output_shape[x.ndim < rank + 2 :]
-        layout = channels_last_result(x, weight, rank) and not of_samples
-        plan = per_sample_plan(problem, algorithm) if of_samples else plan_for(problem, algorithm)
-        call = Call(generation, plan, shape, layout)
-        remember(key, call, arrays, (input, weight, bias))
-    _, plan, shape, layout = call
-    return compute(function, plan, *arrays, shape, layout, out, residual, accumulate)
+        call, arrays = conv_call(function, rank, arrays, sizes, options, key)
+    packed = None if packing is None else packing.packed_for(call)
+    _, plan, shape, layout, _ = call
+    return compute(function, plan, *arrays, shape, layout, out, residual, accumulate, packed)
+
+
+def conv_call(function, rank, given, sizes, options, key=None) -> tuple[Call, tuple]:
+    """Return what a call of conv1d, conv2d or conv3d comes down to, and its arrays, checked."""
+    arrays = check_arrays(function, rank, *given, per_sample=True)
+    padding_mode, padding_value, activation, algorithm, accuracy, form = options
+    x, w = arrays[:2]
+    generation, exact = config.generation(), config.is_exact(function, accuracy)
+    of_samples = w.ndim == rank + 3
+    problem = conv_problem(
+        function, rank, x, first_filters(w) if of_samples else w, *sizes, padding_mode, exact,
+        # An algorithm that was asked for need not be worth its packing, nor one that is packed for many calls.
+        algorithm is None and form is None, padding_value, activation_fields(function, activation, x.dtype),
+    )  # fmt: skip
+    shape = problem.output_shape[x.ndim < rank + 2 :]
+    plan = per_sample_plan(problem, algorithm) if of_samples else plan_for(problem, algorithm)
+    layout = not of_samples and result_layout(x, given[1], rank, form)
+    # Packed weights don't depend on the batch, unless they do themselves.
+    of_form = problem if of_samples else problem._replace(n=1)
+    call = Call(generation, plan, shape, layout, form and form_of(plan, of_form))
+    remember(key, call, arrays, given)
+    return call, arrays
 
 
 def conv_transposend(
-    function, rank, input, weight, bias, stride, padding, output_padding, groups, dilation,
-    activation=None, residual=None, accumulate=False, out=None, algorithm=None, accuracy=None,
+    function, rank, input, weight, bias, stride, padding, output_padding, groups, dilation, activation,
+    residual, accumulate, out, algorithm, accuracy,
 ):  # fmt: skip
     """Compute what conv_transpose1d, 2d and 3d document; `function` names the caller in messages."""
-    sizes = stride, padding, output_padding, groups, dilation
-    key = key_of(function, input, weight, bias, sizes, (activation, algorithm, accuracy))
+    packing, form = None, None
+    if type(weight) is PackedWeight:
+        packing, weight, bias, form = taken_apart(function, weight, bias)
+    sizes, options = (stride, padding, output_padding, groups, dilation), (activation, algorithm, accuracy, form)
+    key = key_of(function, input, weight, bias, sizes, options)
     call, arrays = _known.get(key), (input, weight, bias)
     if call is None or call.generation != config.generation() or not weight.flags.aligned:
-        groups = positive_int(function, "groups", groups)
-        arrays = check_arrays(function, rank, input, weight, bias, transposed_groups=groups)
-        x, w = arrays[:2]
-        generation, exact = config.generation(), config.is_exact(function, accuracy)
-        problem = transposed_problem(
-            function, rank, x, w, stride, padding, output_padding, groups, dilation, exact,
-            activation_fields(function, activation, x.dtype),
-        )  # fmt: skip
-        shape = problem.input_shape[x.ndim < rank + 2 :]
-        layout = channels_last_result(x, weight, rank)
-        call = Call(generation, transposed_plan(function, problem, algorithm), shape, layout)
-        remember(key, call, arrays, (input, weight, bias))
-    _, plan, shape, layout = call
-    return compute(function, plan, *arrays, shape, layout, out, residual, accumulate)
+        call, arrays = conv_transpose_call(function, rank, arrays, sizes, options, key)
+    packed = None if packing is None else packing.packed_for(call)
+    _, plan, shape, layout, _ = call
+    return compute(function, plan, *arrays, shape, layout, out, residual, accumulate, packed)
+
+
+def conv_transpose_call(function, rank, given, sizes, options, key=None) -> tuple[Call, tuple]:
+    """Return for conv_transpose1d, 2d and 3d what :func:`conv_call` does."""
+    stride, padding, output_padding, groups, dilation = sizes
+    activation, algorithm, accuracy, form = options
+    groups = positive_int(function, "groups", groups)
+    arrays = check_arrays(function, rank, *given, transposed_groups=groups)
+    x, w = arrays[:2]
+    generation, exact = config.generation(), config.is_exact(function, accuracy)
+    problem = transposed_problem(
+        function, rank, x, w, stride, padding, output_padding, groups, dilation, exact,
+        activation_fields(function, activation, x.dtype),
+    )  # fmt: skip
+    shape = problem.input_shape[x.ndim < rank + 2 :]
+    plan = transposed_plan(function, problem, algorithm)
+    layout = result_layout(x, given[1], rank, form)
+    call = Call(generation, plan, shape, layout, form and form_of(plan, problem._replace(n=1)))
+    remember(key, call, arrays, given)
+    return call, arrays
+
+
+def form_of(plan, problem) -> tuple:
+    """Return what packed weights depend on: the plan's kind and choices, and the problem."""
+    return type(plan), problem, plan.algorithm, plan.isa
+
+
+def result_layout(x, weight, rank, form) -> bool:
+    """Tell whether a new result is channels-last; `form` is what :func:`taken_apart` told of the weight."""
+    return channels_last_result(x, weight, rank) or (form == "channels last" and x.ndim == rank + 2)
 
 
 def key_of(function, input, weight, bias, sizes, options) -> tuple | None:

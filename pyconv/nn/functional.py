@@ -58,9 +58,10 @@ def conv2d(
     input : ndarray
         Shape (N, C, H, W) or, unbatched, (C, H, W). float16, bfloat16 (ml_dtypes'), float32, float64, complex numbers,
         or integers, which wrap around. Any strides: views are read where they lie.
-    weight : ndarray
+    weight : ndarray or PackedWeight
         Filters of shape (out_channels, C / groups, kernel_h, kernel_w), of the input's dtype; or of shape
-        (N, out_channels, C / groups, kernel_h, kernel_w), where each sample has its own.
+        (N, out_channels, C / groups, kernel_h, kernel_w), where each sample has its own. :func:`pyconv.pack`
+        saves packing them in every call.
     bias : ndarray, optional
         Shape (out_channels,), of the input's dtype; where each sample has its own filters, also (N, out_channels).
     stride : int or tuple of ints
@@ -197,7 +198,7 @@ def conv_transpose2d(
     input : ndarray
         Shape (N, C, H, W) or, unbatched, (C, H, W). float16, bfloat16 (ml_dtypes'), float32, float64, complex numbers,
         or integers, which wrap around. Any strides: views are read where they lie.
-    weight : ndarray
+    weight : ndarray or PackedWeight
         Filters of shape (C, out_channels / groups, kernel_h, kernel_w), of the input's dtype.
     bias : ndarray, optional
         Shape (out_channels,), of the input's dtype.
