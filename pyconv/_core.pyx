@@ -256,7 +256,9 @@ cdef class NativePlan:
         """
         cdef Py_buffer rb
         if self.problem.x_type == CONV_BF16:  # a dtype that the buffer protocol does not know
-            x, y, residual = x.view("u2"), y.view("u2"), None if residual is None else residual.view("u2")
+            x = x.view("u2")
+        if self.problem.y_type == CONV_BF16:
+            y, residual = y.view("u2"), None if residual is None else residual.view("u2")
         if residual is None:
             self.run_with(x, packed, y, NULL)
             return

@@ -23,6 +23,8 @@ from oracle import (
 from transposed import GRADIENTS, gradients
 
 from pyconv import nn
+from pyconv.transposed import weight_gradient_plan
+from pyconv.transposed_problem import gradient_problem
 
 X, W, DY = np.ones((2, 4, 5, 6), np.float32), np.ones((6, 2, 3, 3), np.float32), np.ones((2, 6, 3, 4), np.float32)
 
@@ -303,3 +305,32 @@ def test_arguments_are_torchs_in_names_and_order(nd):
         parameters = list(inspect.signature(ours).parameters.values())
         assert [(p.name, p.default) for p in parameters[: len(theirs)]] == [(p.name, p.default) for p in theirs]
         assert all(p.kind is p.KEYWORD_ONLY for p in parameters[len(theirs) :])
+
+
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16", "float32", "float64", "int8", "int64", "complex64"])
+@pytest.mark.parametrize(("x_shape", "w_shape", "stride"), [
+    ((5, 6, 30, 30), (10, 3, 1, 1), 1), ((5, 4, 60, 60), (6, 2, 3, 2), 1), ((5, 4, 900), (6, 2, 1), 1),
+    ((3, 4, 9, 10, 11), (6, 2, 1, 1, 1), 1), ((5, 4, 30, 31), (6, 2, 1, 1), (1, 2)),
+])  # fmt: skip
+def test_a_few_images_at_a_time(x_shape, w_shape, stride, dtype):
+    """Shapes whose images are not all taken at once: their sums are added, and halves rounded once."""
+    if dtype == "bfloat16":
+        dtype = pytest.importorskip("ml_dtypes").bfloat16
+    dtype, nd = np.dtype(dtype), len(w_shape) - 2
+    rng = np.random.default_rng(0)
+    x = rng.integers(-3, 4, x_shape).astype(dtype)
+    out = CONV[nd](x, rng.integers(-3, 4, w_shape).astype(dtype), stride=stride, groups=2)
+    dy = rng.integers(-3, 4, out.shape).astype(dtype)
+    problem = gradient_problem("test", nd, x, w_shape, dy, stride, 0, 1, 2, False)[0]
+    assert 1 <= weight_gradient_plan("test", problem).images < len(x)
+    got = GRADIENTS[nd][1](x, w_shape, dy, stride, groups=2)
+    wide = np.complex128 if dtype.kind == "c" else np.float64
+    exact = gradients(x.astype(wide).real, np.zeros(w_shape), dy.astype(wide).real, stride, 0, 1, 2)[1][0]
+    assert got.dtype == dtype
+    np.testing.assert_array_equal(got.astype(wide), exact.astype(np.int64).astype(dtype).astype(wide))
+    if dtype.kind in "fc" and dtype.itemsize > 2:
+        x, dy = (fill(rng, a.shape, np.float64).astype(dtype) for a in (x, dy))
+        got = GRADIENTS[nd][1](x, w_shape, dy, stride, groups=2)
+        parts = [GRADIENTS[nd][1](x[i : i + 1], w_shape, dy[i : i + 1], stride, groups=2) for i in range(len(x))]
+        scale = 1000 * np.finfo(dtype).eps * np.abs(got).max()
+        np.testing.assert_allclose(got, np.sum(parts, axis=0), rtol=0, atol=scale)

@@ -46,7 +46,7 @@ def _weight_gradient(
     plan = weight_gradient_plan(function, problem, algorithm)
     y = np.empty(problem.weight_shape, x.dtype)
     if y.size:
-        plan.run(_conjugated(x), plan.pack(grad_output), y)
+        plan.run(_conjugated(x), grad_output, y)
     return y
 
 
