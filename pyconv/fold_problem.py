@@ -28,14 +28,14 @@ class Windows(NamedTuple):
     def taps(self) -> Iterator[tuple[tuple[int, int], tuple[slice, slice], tuple[slice, slice]]]:
         """Yield, for each tap of the filter, its place, which positions meet the image with it, and where."""
         axes = [
-            [(k, *_met(*one[:2], one[2], k * one[3] - one[4])) for k in range(kernel)]
+            [(k, *met(*one[:2], one[2], k * one[3] - one[4])) for k in range(kernel)]
             for kernel, *one in zip(self.kernel, self.positions, self.size, self.stride, self.dilation, self.padding)
         ]
         for row, column in product(*axes):
             yield (row[0], column[0]), (row[1], column[1]), (row[2], column[2])
 
 
-def _met(positions: int, size: int, stride: int, offset: int) -> tuple[slice, slice]:
+def met(positions: int, size: int, stride: int, offset: int) -> tuple[slice, slice]:
     """Return the positions p for which 0 <= p stride + offset < size, and these elements."""
     first = max(0, -(offset // stride))
     end = max(first, min(positions, (size - 1 - offset) // stride + 1))

@@ -8,7 +8,8 @@ so the outputs of one *phase*, those with the same (o + p) mod s, meet the same 
 and from one of them to the next i falls by d / g. That is a convolution of stride 1 and dilation d / g with these taps
 in reverse order, written to every s-th element of y. There is one for each combination of the axes' phases that have
 taps at all; the other outputs are the bias. Where the last axis has more phases than a group has channels (an inverse
-STFT has one channel and 256 phases), phases that read the same positions become the channels of one convolution.
+STFT has one channel and 256 phases), phases that read the same positions become the channels of one convolution. Where
+there are few channels but many to sum over, taps become channels and are added later (transposed_columns.py).
 
 Weight gradient. dw[m, c, k] = sum over n and o of dy[n, m, o] x[n, c, o s - p + k d] is a convolution of x with filters
 dy whose channels are the images n, whose stride is d and whose dilation is s. The channels c would be its images, but
@@ -29,11 +30,12 @@ from typing import NamedTuple
 import numpy as np
 from numpy.lib.stride_tricks import as_strided
 
-from . import config
+from . import config, transposed_columns
 from .activation import activate
 from .plan import algorithms, plan_for
-from .problem import AXES, COMPILED_DTYPES, ConvProblem, choice, fail, plain_problem
+from .problem import AXES, ConvProblem, choice, fail, plain_problem
 from .reference import ACCUMULATORS
+from .transposed_columns import MOST_CHANNELS, ColumnsPlan, channels_swapped
 
 GEMM = "im2col_gemm"
 NARROW = ("float16", "bfloat16")
@@ -173,16 +175,9 @@ class RunPiece(Piece):
         return None if bias is None else np.full(len(self.run), bias[self.channel])
 
 
-def channels_swapped(weight: np.ndarray) -> np.ndarray:
-    """Return (groups, oc, ic, ...) as a new (groups * ic, oc, ...)."""
-    groups, oc, ic, *kernel = weight.shape
-    swapped = np.empty((groups, ic, oc, *kernel), weight.dtype)
-    if config.core is not None and weight.dtype in COMPILED_DTYPES:
-        axes = (slice(None), slice(None), slice(None), *[None] * (3 - len(kernel)))
-        config.core.copy_swapped(weight[axes], swapped[axes])
-    else:
-        swapped[...] = weight.swapaxes(1, 2)
-    return swapped.reshape(groups * ic, oc, *kernel)
+def takes_runs(problem: ConvProblem, phases: list[Phase]) -> bool:
+    """Tell whether the last axis has so many more phases than there are channels that runs of them become channels."""
+    return 2 * len(runs_of_phases(phases)) * problem.groups * problem.ic <= len(phases)
 
 
 class TransposedPlan:
@@ -199,7 +194,7 @@ class TransposedPlan:
         self.kernel = kernel
         axes = [phases_of_axis(*one) for one in zip(x_size, y_size, kernel, stride, dilation, pad, strict=True)]
         channels, runs = problem.groups * problem.ic, runs_of_phases(axes[-1])
-        if 2 * len(runs) * channels <= len(axes[-1]):
+        if takes_runs(problem, axes[-1]):
             pieces = [
                 RunPiece(problem, phases, x_size, run, channel)
                 for *phases, run in product(*axes[:-1], runs)
@@ -313,8 +308,14 @@ class WeightGradientPlan:
         return x.reshape(*x.shape[:first], x.shape[first] * x.shape[first + 1], *x.shape[first + 2 :])
 
 
-def transposed_plan(function: str, problem: ConvProblem, algorithm: str | None = None) -> TransposedPlan:
+def transposed_plan(function: str, problem: ConvProblem, algorithm: str | None = None) -> TransposedPlan | ColumnsPlan:
     """Return the plan for the transposed convolution that is the input gradient of `problem`."""
+    if algorithm is None and transposed_columns.accepts(problem) and config.isa() != config.REFERENCE:
+        p = problem
+        last = phases_of_axis(p.out_w, p.in_w, p.kernel_w, p.stride_w, p.dilation_w, p.pad_w)
+        # Long runs of phases are as many channels, and need no additions.
+        if not takes_runs(p, last) or len(last) <= MOST_CHANNELS * len(runs_of_phases(last)):
+            return _plan(ColumnsPlan, problem, None, config.isa())
     return _checked_plan(TransposedPlan, function, problem, algorithm)
 
 
