@@ -22,12 +22,16 @@ typedef union vec_values {
     real lane[LANES];
 } vec_values;
 
-/* Each lane a blend or a minimum; with a NaN in s the comparison is false. */
+/* Lanes of yes where the comparison is true, else of no. A loop over lanes is scalar code with gcc 12. */
+typedef __typeof__((vec){0} < (vec){0}) vec_mask;
+
+INLINE vec vec_pick(vec_mask mask, vec yes, vec no) { return (vec)(((vec_mask)yes & mask) | ((vec_mask)no & ~mask)); }
+
+/* With a NaN in s the comparisons are false. */
 INLINE vec vec_clamp(vec s, real low, real high) {
-    vec_values v = {.all = s};
-    for (int i = 0; i < LANES; i++) v.lane[i] = v.lane[i] < low ? low : v.lane[i];
-    for (int i = 0; i < LANES; i++) v.lane[i] = v.lane[i] > high ? high : v.lane[i];
-    return v.all;
+    const vec l = vec_splat(low), h = vec_splat(high);
+    s = vec_pick(s < l, l, s);
+    return vec_pick(s > h, h, s);
 }
 
 #if REAL_IS_INTEGER
@@ -74,10 +78,7 @@ INLINE vec vec_power2(vec n) {
 }
 
 /* Lanes of yes where s is negative, else of no. */
-INLINE vec pick_negative(vec s, vec yes, vec no) {
-    const vec_bits mask = (vec_bits)(s < 0);
-    return (vec)(((vec_bits)yes & mask) | ((vec_bits)no & ~mask));
-}
+INLINE vec pick_negative(vec s, vec yes, vec no) { return vec_pick(s < 0, yes, no); }
 
 INLINE vec vec_abs(vec s) { return pick_negative(s, -s, s); }
 

@@ -69,7 +69,7 @@ static void depthwise_pack(const conv_problem *p, const void *w, void *packed, s
 /* A tile in memory. */
 static int64_t tile_elements(const dw_plan *s) {
     const int64_t rows = s->across ? s->channels : max_i64(DW_ROWS, DW_ACCS);
-    return rows * (s->w.block + (s->across ? DW_ROWS : 1) * LANES);
+    return max_i64(rows * s->w.block, DW_TILE_BYTES / (int64_t)sizeof(real)) + DW_CHANNELS * DW_ACCS * LANES;
 }
 
 static size_t depthwise_scratch_bytes(const conv_problem *p) {
@@ -91,7 +91,7 @@ static int64_t find_spilling(const dw_task *t) {
     const conv_io *io = t->io;
     const dw_plan *s = t->s;
     const int64_t plane = p->out_h * p->out_w, one_call = s->across ? p->out_h == 1 : p->out_h % t->rows == 0;
-    if (!output_is_plain(p, io)) return p->groups;
+    if (!output_is_direct(p, io)) return p->groups;
     if (t->b.count_w >= t->width && (io->y_stride_w == 1 || p->out_w == 1)) return 0;
     if (p->out_d > 1 || p->oc > 1 || s->tile_step > 1 || !one_call || !t->all_at_once) return p->groups;
     if (t->b.count_h < p->out_h || t->b.count_w < p->out_w || io->y_stride_c != plane) return p->groups;
@@ -144,7 +144,9 @@ static void fill_strip(const dw_task *t, int64_t at, int64_t group, int64_t grou
     }
     if (t->inner_last < t->b.count_w) {
         w->last = all.last;
-        w->first = max_i64(all.first, min_i64(t->inner_last, t->b.count_w - t->width));
+        /* what the last of its tiles, which end with the row, reads */
+        const int64_t columns = t->b.count_w - t->inner_last, vectors = vectors_across(columns, t->s->channels, 0);
+        w->first = max_i64(all.first, min_i64(t->inner_last, t->b.count_w - vectors * LANES));
         w->source = all.source + w->first - all.first;
         dw_copy_channels(p, t->io, t->s, t->spans, at, group * p->ic, groups * p->ic, strip);
     }

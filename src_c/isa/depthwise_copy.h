@@ -5,6 +5,16 @@
 
 #include "depthwise_strip.h"
 
+/* The first and the last `some` of count elements, which may overlap; a constant, so that each is one register. */
+INLINE void dw_copy_ends(real *restrict dst, const real_unaligned *restrict src, int64_t count, const int some) {
+    real low[LANES], high[LANES];
+    const size_t bytes = (size_t)some * sizeof(real);
+    memcpy(low, (const void *)src, bytes);
+    memcpy(high, (const void *)(src + count - some), bytes);
+    memcpy(dst, low, bytes);
+    memcpy(dst + count - some, high, bytes);
+}
+
 /* dst[i] = src[i], i < count. Two copies that overlap in the middle instead of a loop over what remains. */
 INLINE void dw_copy_run(real *restrict dst, const real_unaligned *restrict src, int64_t count) {
     const real *from = (const real *)src;
@@ -23,11 +33,9 @@ INLINE void dw_copy_run(real *restrict dst, const real_unaligned *restrict src, 
         if (i + 3 * LANES < count) vec_store(dst + i + 2 * LANES, vec_load(from + i + 2 * LANES));
         vec_store(dst + count - LANES, vec_load(from + count - LANES));
     } else if (count >= LANES / 2) {
-        real low[LANES / 2], high[LANES / 2];
-        memcpy(low, (const void *)src, sizeof low);
-        memcpy(high, (const void *)(src + count - LANES / 2), sizeof high);
-        memcpy(dst, low, sizeof low);
-        memcpy(dst + count - LANES / 2, high, sizeof high);
+        dw_copy_ends(dst, src, count, LANES / 2);
+    } else if (LANES > 4 && count >= LANES / 4) {
+        dw_copy_ends(dst, src, count, LANES / 4);
     } else {
         for (int64_t i = 0; i < count; i++) dst[i] = src[i];
     }

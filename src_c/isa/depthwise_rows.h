@@ -70,9 +70,9 @@ static void find_inner(dw_task *t) {
     const int64_t first = min_i64(max_i64(s->w.pad - b->w, 0), b->count_w), reach = (s->w.kernel - 1) * s->w.dilation;
     const int64_t last = max_i64(min_i64(t->p->in_w + s->w.pad - reach - b->w, b->count_w), 0);
     if (s->across) {
-        t->inner_first = ceil_div(first, t->width) * t->width;
-        t->inner_last = last == b->count_w ? last : last / t->width * t->width;
-        if (t->inner_last - t->inner_first < t->width) t->inner_first = t->inner_last = 0;
+        t->inner_first = ceil_div(first, LANES) * LANES;
+        t->inner_last = last;
+        if (t->inner_last - t->inner_first < 2 * t->width) t->inner_first = t->inner_last = 0; /* three jobs, not one */
     } else if (first == 0 && last == b->count_w && t->x.row * s->tile_step * (int64_t)sizeof(real) % 1024) {
         t->inner_last = last; /* rows a multiple of 1 KiB apart would share few sets of L1 */
     }
@@ -85,6 +85,7 @@ static void tile_chains(const dw_task *t, int64_t channels, const dw_tile_job *a
     const int64_t step = t->taps <= t->terms ? t->chunks : t->terms / t->s->chunk;
     dw_tile_job job = *all;
     job.bias = NULL;
+    job.clamped = 0;
     job.out = sum;
     job.out_row = LANES;
     job.out_channel = job.rows * LANES;
@@ -101,6 +102,7 @@ static void tile_chains(const dw_task *t, int64_t channels, const dw_tile_job *a
                 job.out_row = all->out_row;
                 job.out_channel = all->out_channel;
                 job.bias = all->bias;
+                job.clamped = all->clamped;
             }
             dw_tile_run(channels, t->s->chunk, t->s->across, &job);
             job.sum = sum;
@@ -144,11 +146,23 @@ typedef struct dw_rows_at {
     int64_t m, channels, h, rows, tiles;
 } dw_rows_at;
 
+/* Whether what a tile stores is what is stored in y. */
+INLINE int output_is_direct(const conv_problem *p, const conv_io *io) {
+    return p->y_type == CONV_NATIVE && io->residual == NULL &&
+           (p->activation == CONV_IDENTITY || p->activation == CONV_CLAMP);
+}
+
 /* Where outputs go: the first, and the distances to the next row of a tile, to the next channel and group. */
 typedef struct dw_target {
     real *first;
     int64_t row, channel, group;
 } dw_target;
+
+/* Vectors of a tile along a row of so many columns: equal tiles, whole ones in what is read from x. */
+static int64_t vectors_across(int64_t columns, int64_t channels, int from_x) {
+    const int64_t all = ceil_div(columns, LANES), vectors = ceil_div(all, ceil_div(all, tile_most_rows(channels)));
+    return from_x ? min_i64(vectors, columns / LANES) : vectors;
+}
 
 /* All columns of some tiles: those that need padding from the strip, the others from x. */
 static void rows_run(const dw_task *t, const dw_batch_at *b, const dw_rows_at *at, const dw_target *target) {
@@ -159,12 +173,13 @@ static void rows_run(const dw_task *t, const dw_batch_at *b, const dw_rows_at *a
     job.whole = t->whole;
     job.less = t->chunks - t->whole;
     job.ic = t->p->ic;
-    job.rows = at->rows;
     job.tiles = at->tiles;
     job.groups = b->groups;
     job.group_weights = t->p->oc * t->p->ic * t->taps;
     job.group_bias = t->p->oc;
-    job.column_step = t->width;
+    job.clamped = output_is_direct(t->p, t->io) && t->p->activation == CONV_CLAMP;
+    job.low = clamp_limit(t->p->activation_a);
+    job.high = clamp_limit(t->p->activation_b);
     job.out = target->first;
     job.out_row = s->across ? LANES : target->row;
     job.out_channel = target->channel;
@@ -177,46 +192,57 @@ static void rows_run(const dw_task *t, const dw_batch_at *b, const dw_rows_at *a
         job.offsets = source->offsets;
         job.channel = source->channel;
         job.group_strip = t->p->ic * source->channel;
-        job.lane_row = s->tile_step * source->row;
+        job.rows = s->across ? vectors_across(ends[part + 1] - ends[part], s->channels, part == 1) : at->rows;
+        job.column_step = (s->across ? job.rows : 1) * LANES;
+        job.lane_row = s->across ? LANES : s->tile_step * source->row;
         job.tile_strip = s->across ? source->row : at->rows * job.lane_row;
-        job.last_column = max_i64(ends[part + 1] - t->width, 0);
+        job.last_column = max_i64(ends[part + 1] - job.column_step, 0);
         job.first_column = min_i64(ends[part], job.last_column);
         tiles_run(t, at->channels, &job);
     }
 }
 
-/* Where y's columns are not neighbours, or fewer than a tile's: one tile of one group at a time, in memory first. */
-static void rows_run_scattered(const dw_task *t, const dw_batch_at *all, dw_rows_at at) {
+/* Tiles of one group in memory first, then as many of their rows as there are to y: where vectors of sums are not what
+ * is stored, or must not be stored as a whole. Rows of the tiles follow one another in memory, and what a narrow row's
+ * vector writes beyond it is written again by the next row; behind the last row of a channel there is room for it. */
+static void rows_run_in_memory(const dw_task *t, const dw_batch_at *b, const dw_rows_at *at) {
+    const conv_problem *p = t->p;
     const conv_io *io = t->io;
-    const int64_t high = t->s->across ? 1 : at.rows, pitch = max_i64(t->b.count_w, t->width), tiles = at.tiles;
-    const int64_t step = t->s->tile_step, first = at.h;
-    const int plain = output_is_plain(t->p, io);
-    /* Rows that follow one another in both are one. */
-    const int joined = pitch == t->b.count_w && io->y_stride_w == 1 && step * io->y_stride_h == pitch;
-    const int64_t rows = joined ? high : 1, count = rows * t->b.count_w;
-    const dw_target in_memory = {t->tile, pitch, high * pitch, 0};
-    at.tiles = 1;
-    for (int64_t g = 0; g < all->groups; g++) {
-        const dw_batch_at one = {1,
-                                 all->strip + g * t->p->ic * t->strip.channel,
-                                 all->x + g * t->p->ic * t->x.channel,
-                                 all->weights + g * t->p->oc * t->p->ic * t->taps,
-                                 all->bias ? all->bias + g * t->p->oc : NULL,
-                                 0};
-        for (int64_t i = 0; i < tiles; i++) {
-            at.h = first + i * high * step;
-            rows_run(t, &one, &at, &in_memory);
-            for (int64_t o = 0; o < at.channels; o++)
-                for (int64_t r = 0; r < high; r += rows) {
-                    real *from = t->tile + (o * high + r) * pitch;
-                    const int64_t to =
-                        all->y + (g * t->p->oc + at.m + o) * io->y_stride_c + (at.h + r * step) * io->y_stride_h;
-                    if (plain && io->y_stride_w == 1)
-                        dw_copy_run((real *)io->y + to, from, count);
-                    else
-                        finish_run(t->p, io, from, count, to, io->y_stride_w);
-                }
+    const int64_t columns = t->b.count_w, step = t->s->tile_step, rows = at->tiles * (t->s->across ? 1 : at->rows);
+    const int64_t channel = rows * columns + t->width;
+    rows_run(t, b, at, &(const dw_target){t->tile, columns, channel, 0});
+    const int joined = io->y_stride_w == 1 && (rows == 1 || step * io->y_stride_h == columns);
+    const int64_t runs = joined ? 1 : rows, count = joined ? rows * columns : columns;
+    for (int64_t o = 0; o < at->channels; o++)
+        for (int64_t r = 0; r < runs; r++) {
+            real *from = t->tile + o * channel + r * columns;
+            const int64_t to = b->y + (at->m + o) * io->y_stride_c + (at->h + r * step) * io->y_stride_h;
+            if (io->y_stride_w == 1 && output_is_direct(p, io))
+                dw_copy_run((real *)io->y + to, from, count);
+            else
+                finish_run(p, io, from, count, to, io->y_stride_w);
         }
+}
+
+/* The same for all groups of a batch: as many tiles at once as their memory holds. */
+static void rows_run_scattered(const dw_task *t, const dw_batch_at *all, const dw_rows_at *at) {
+    const int64_t high = t->s->across ? 1 : at->rows;
+    const int64_t one = at->channels * high * t->b.count_w,
+                  most = max_i64(DW_TILE_BYTES / (int64_t)sizeof(real) / one, 1);
+    dw_batch_at b = *all;
+    b.groups = 1;
+    for (int64_t g = 0; g < all->groups; g++) {
+        dw_rows_at some = *at;
+        for (int64_t tile = 0; tile < at->tiles; tile += most) {
+            some.h = at->h + tile * high * t->s->tile_step;
+            some.tiles = min_i64(most, at->tiles - tile);
+            rows_run_in_memory(t, &b, &some);
+        }
+        b.strip += t->p->ic * t->strip.channel;
+        b.x += t->p->ic * t->x.channel;
+        b.weights += t->p->oc * t->p->ic * t->taps;
+        b.bias += b.bias ? t->p->oc : 0;
+        b.y += t->p->oc * t->io->y_stride_c;
     }
 }
 
@@ -236,7 +262,7 @@ static void rows_run_all(const dw_task *t, const dw_batch_at *b, const dw_rows_a
         part.weights += direct * t->p->oc * t->p->ic * t->taps;
         part.bias += part.bias ? direct * t->p->oc : 0;
         part.y += direct * t->p->oc * t->io->y_stride_c;
-        rows_run_scattered(t, &part, *at);
+        rows_run_scattered(t, &part, at);
     }
 }
 

@@ -2,6 +2,7 @@
 #ifndef DEPTHWISE_TILE_H
 #define DEPTHWISE_TILE_H
 
+#include "activation.h"
 #include "depthwise_strip.h"
 
 /* Tiles of `rows` vectors for each of some output channels: columns first_column, + column_step, ..., last_column (the
@@ -17,6 +18,8 @@ typedef struct dw_tile_job {
     int64_t out_row, out_channel;
     const real *sum;  /* of the terms before these, [channel][row][LANES], or NULL */
     const real *bias; /* of the tile's first channel at the last terms, else NULL */
+    int clamped;      /* at the last terms: min(max(sum, low), high) */
+    real low, high;
 } dw_tile_job;
 
 /* Volatile where more than one product uses the vector: gcc would load it again for each of the first two. */
@@ -59,24 +62,29 @@ typedef struct tile_constants {
     const int64_t *offsets;
     int64_t whole, less, ic, channel, lane_row, out_row, out_channel;
     const real *sum;
+    int clamped;
+    real low, high;
 } tile_constants;
 
 INLINE void tile_store(const int channels, const int rows, const tile_constants *t, const real *biases, real *out,
-                       const vec *acc) {
+                       vec *acc) {
+    if (t->sum) {
+        UNROLL
+        for (int i = 0; i < channels * rows; i++) acc[i] += vec_load(t->sum + i * LANES);
+    }
     UNROLL
     for (int o = 0; o < channels; o++) {
         const vec bias = biases ? vec_splat(biases[o]) : vec_zero();
-        const real *sum = t->sum + o * rows * LANES;
-        if (t->sum) {
-            UNROLL
-            for (int r = 0; r < rows; r++)
-                vec_store(out + r * t->out_row, vec_load(sum + r * LANES) + acc[o * rows + r] + bias);
-        } else {
-            UNROLL
-            for (int r = 0; r < rows; r++) vec_store(out + r * t->out_row, acc[o * rows + r] + bias);
-        }
-        out += t->out_channel;
+        UNROLL
+        for (int r = 0; r < rows; r++) acc[o * rows + r] += bias;
     }
+    if (t->clamped) {
+        UNROLL
+        for (int i = 0; i < channels * rows; i++) acc[i] = vec_clamp(acc[i], t->low, t->high);
+    }
+    UNROLL
+    for (int o = 0; o < channels; o++, out += t->out_channel) UNROLL
+    for (int r = 0; r < rows; r++) vec_store(out + r * t->out_row, acc[o * rows + r]);
 }
 
 INLINE void tile_one(const int channels, const int taps, const int rows, const tile_constants *t, const real *strip,
@@ -95,9 +103,9 @@ INLINE void tile_one(const int channels, const int taps, const int rows, const t
 }
 
 INLINE void tile_all(const int channels, const int taps, const int across, const int rows, const dw_tile_job *job) {
-    const tile_constants t = {job->offsets, job->whole,       job->less,
-                              job->ic,      job->channel,     across ? LANES : job->lane_row,
-                              job->out_row, job->out_channel, job->sum};
+    const tile_constants t = {
+        job->offsets, job->whole,       job->less, job->ic,      job->channel, across ? LANES : job->lane_row,
+        job->out_row, job->out_channel, job->sum,  job->clamped, job->low,     job->high};
     const int64_t groups = job->groups, tiles = job->tiles, first = job->first_column, last = job->last_column;
     const int64_t step = job->column_step, tile_strip = job->tile_strip, tile_out = job->tile_out;
     const int64_t group_strip = job->group_strip, group_weights = job->group_weights, group_out = job->group_out;
@@ -146,26 +154,27 @@ INLINE void tile_of_rows(const int channels, const int taps, const int across, c
     }
 }
 
-/* The name says channels, taps. */
-#define DW_TILE(c, t) \
-    static void tile_rows_##c##_##t(const dw_tile_job *job) { tile_of_rows(c, t, 0, job); } \
-    static void tile_across_##c##_##t(const dw_tile_job *job) { tile_of_rows(c, t, 1, job); }
-DW_TILE(1, 1)
-DW_TILE(1, 2)
-DW_TILE(1, 3)
-DW_TILE(1, 4)
-DW_TILE(2, 1)
-DW_TILE(3, 1)
-DW_TILE(4, 1)
+/* The name says channels, taps. Taps that share loads along a row are worth tiles of their own: 31 of them take 13 %
+ * less where the distance of vectors is a constant (AVX2). */
+#define DW_TILE(c, t, across, name) \
+    static void tile_##name(const dw_tile_job *job) { tile_of_rows(c, t, across, job); }
+DW_TILE(1, 1, 0, 1_1)
+DW_TILE(1, 2, 0, 1_2)
+DW_TILE(1, 3, 0, 1_3)
+DW_TILE(1, 4, 0, 1_4)
+DW_TILE(1, 2, 1, across_2)
+DW_TILE(1, 3, 1, across_3)
+DW_TILE(1, 4, 1, across_4)
+DW_TILE(2, 1, 0, 2_1)
+DW_TILE(3, 1, 0, 3_1)
+DW_TILE(4, 1, 0, 4_1)
 
 /* Tiles of several channels have one tap to a chunk. */
 static void dw_tile_run(int64_t channels, int64_t taps, int64_t across, const dw_tile_job *job) {
-    static void (*const of[2][DW_TAPS + DW_CHANNELS - 1])(const dw_tile_job *) = {
-        {tile_rows_1_1, tile_rows_1_2, tile_rows_1_3, tile_rows_1_4, tile_rows_2_1, tile_rows_3_1, tile_rows_4_1},
-        {tile_across_1_1, tile_across_1_2, tile_across_1_3, tile_across_1_4, tile_across_2_1, tile_across_3_1,
-         tile_across_4_1},
-    };
-    of[across][channels > 1 ? DW_TAPS + channels - 2 : taps - 1](job);
+    static void (*const of_taps[2][DW_TAPS])(const dw_tile_job *) = {
+        {tile_1_1, tile_1_2, tile_1_3, tile_1_4}, {tile_1_1, tile_across_2, tile_across_3, tile_across_4}};
+    static void (*const of_channels[DW_CHANNELS])(const dw_tile_job *) = {tile_1_1, tile_2_1, tile_3_1, tile_4_1};
+    (channels > 1 ? of_channels[channels - 1] : of_taps[across][taps - 1])(job);
 }
 
 #endif
