@@ -152,3 +152,39 @@ def test_values_depend_on_no_layout(layout, data):
         case = make(rng, (2, 3, *[5] * nd), (3, 3, *[2] * nd), stride=data.draw(st.integers(1, 2)))
         moved = case.with_arrays(x=relayout(case.x, layout), w=relayout(case.w, layout))
         np.testing.assert_array_equal(moved.run(), case.run())
+
+
+DEPTHWISE = [
+    ((20,), (9, 11), (3, 3), {"padding": 1}),
+    ((48,), (16, 33), (3, 3), {"padding": 1, "stride": 2}),
+    ((33,), (7, 7), (5, 5), {"padding": 2}),
+    ((64,), (14, 40), (7, 7), {"padding": (3, 5), "dilation": (1, 2)}),
+    ((17,), (3, 2), (3, 2), {"padding": (2, 4), "stride": (3, 1)}),
+    ((32,), (4, 5, 19), (2, 3, 3), {"padding": 1, "dilation": (2, 1, 1)}),
+    ((1500,), (5, 6), (11, 11), {"padding": 5}),
+]
+
+
+@pytest.mark.parametrize("residual", [False, True])
+@pytest.mark.parametrize("dtype", [np.float32, np.float64, np.float16])
+@pytest.mark.parametrize(("channels", "size", "kernel", "arguments"), DEPTHWISE)
+def test_depthwise_channels_in_lanes_have_the_bits_of_those_in_planes(
+    channels, size, kernel, arguments, dtype, residual
+):
+    rng = np.random.default_rng(0)
+    (c,), conv = channels, CONV[len(size)]
+    x, w = fill(rng, (2, c, *size), dtype), fill(rng, (c, 1, *kernel), dtype)
+    w[::3, ..., 0] = np.inf  # what lies outside is zeros, whose products are NaN in both
+    arguments = dict(arguments, groups=c, activation="relu")
+    plain = conv(x, w, **arguments)
+    assert np.isnan(plain).any()
+    assert np.isfinite(plain).any()
+    if residual:
+        arguments["residual"] = fill(rng, plain.shape, dtype)
+        plain = conv(x, w, **arguments)
+        arguments["residual"] = channels_last(arguments["residual"])
+    y = conv(channels_last(x), w, **arguments, out=channels_last(np.full(plain.shape, np.nan, dtype)))
+    np.testing.assert_array_equal(y, plain)
+    if residual:
+        arguments["residual"] = out = arguments["residual"].copy(order="K")
+        np.testing.assert_array_equal(conv(channels_last(x), w, **arguments, out=out), plain)

@@ -16,6 +16,7 @@
  * Zhang, Franchetti and Low, "High performance zero-memory overhead direct convolutions", ICML 2018; Zhang, Lo and Lu,
  * "High performance depthwise and pointwise convolutions on mobile devices", AAAI 2020. */
 #include "algorithm.h"
+#include "depthwise_lanes.h"
 #include "depthwise_rows.h"
 
 static int depthwise_accepts(const conv_problem *p) {
@@ -74,9 +75,11 @@ static int64_t tile_elements(const dw_plan *s) {
 
 static size_t depthwise_scratch_bytes(const conv_problem *p) {
     const dw_plan s = dw_plan_of(p);
-    return (size_t)(dw_taps(p) * 2) * sizeof(int64_t) +
-           (size_t)(s.size + tile_elements(&s) + 2 * LANES) * sizeof(real) +
-           (size_t)(s.d.classes + s.h.classes + s.w.classes) * sizeof(dw_span);
+    const size_t strip = (size_t)(dw_taps(p) * 2) * sizeof(int64_t) +
+                         (size_t)(s.size + tile_elements(&s) + 2 * LANES) * sizeof(real) +
+                         (size_t)(s.d.classes + s.h.classes + s.w.classes) * sizeof(dw_span);
+    const size_t lanes = lanes_bytes(p);
+    return strip > lanes ? strip : lanes;
 }
 
 static size_t depthwise_tasks(const conv_problem *p) {
@@ -183,6 +186,11 @@ static void block_run(const dw_task *t, int64_t x, int64_t y, int64_t first, int
 static void depthwise_run(const conv_problem *p, const conv_io *io, size_t task, void *scratch) {
     dw_plan s = dw_plan_of(p);
     const int64_t blocks = s.blocks_d * s.blocks_h * s.blocks_w, rest = (int64_t)task / blocks;
+    if (lanes_reads(p, io)) { /* as many tasks of an image, but of its rows */
+        const int64_t tasks = blocks * s.group_blocks, i = (int64_t)task % tasks, rows = p->out_d * p->out_h;
+        lanes_run(p, io, &s, (int64_t)task / tasks, rows * i / tasks, rows * (i + 1) / tasks, scratch);
+        return;
+    }
     const int64_t first = rest % s.group_blocks * s.groups_per_task, n = rest / s.group_blocks;
     const int64_t last = min_i64(first + s.groups_per_task, p->groups), block = (int64_t)task % blocks;
     dw_block_of b = {.w = block % s.blocks_w * s.w.block, .h = block / s.blocks_w % s.blocks_h * s.h.block};

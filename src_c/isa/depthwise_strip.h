@@ -224,14 +224,18 @@ static dw_span dw_span_of(const dw_axis *a, int64_t class, int64_t output, int64
 }
 
 /* All classes of d, then of h, then of w: they are the same for all channels. What comes first of x in a row lies at a
- * whole vector: the padding before it reaches into the end of the row above. */
+ * whole vector: the padding before it reaches into the end of the row above. So it does in each class where there is
+ * room for its padding behind the class before. */
 static void dw_spans(const conv_problem *p, const dw_plan *s, const dw_block_of *b, dw_span *spans) {
     for (int64_t c = 0; c < s->d.classes; c++) *spans++ = dw_span_of(&s->d, c, b->d, b->count_d, p->in_d);
     for (int64_t c = 0; c < s->h.classes; c++) *spans++ = dw_span_of(&s->h, c, b->h, b->count_h, p->in_h);
+    int64_t most = 0;
     for (int64_t c = 0; c < s->w.classes; c++) {
         spans[c] = dw_span_of(&s->w, c, b->w, b->count_w, p->in_w);
-        spans[c].base = c * s->row - spans->first % LANES;
+        most = max_i64(most, spans[c].first % LANES);
     }
+    const int room = s->w.length + most <= s->row;
+    for (int64_t c = 0; c < s->w.classes; c++) spans[c].base = c * s->row - spans[room ? c : 0].first % LANES;
 }
 
 #endif
