@@ -7,10 +7,10 @@
  *     for each vector of channels:                           an accumulator for each pixel
  *       for each tap, in the order of the strip's chunks:    one weight vector, one load for each multiply-add
  *
- * No strip, no transposing of x. Pixels that read beyond the image are tiles of one: what a tap reads there is a vector
- * of zeros, multiplied like the rest, so that every output gets the bits that it has where channels are not last.
- * Tails: the last vector of channels ends with the image's and overlaps the one before, unless there is a residual,
- * which may be y. */
+ * No strip, no transposing of x. What a tap reads beyond the image is a vector of zeros, multiplied like the rest, so
+ * that every output gets the bits that it has where channels are not last; pixels that read beyond the ends of a row
+ * are tiles of one. Tails: the last vector of channels ends with the image's and overlaps the one before, unless there
+ * is a residual, which may be y. */
 #ifndef DEPTHWISE_LANES_H
 #define DEPTHWISE_LANES_H
 
@@ -26,7 +26,10 @@ enum { DW_LANES_BYTES = 128 << 10 };
 /* A tap: its place in the filter, and how far its element of x lies from the first tap's. */
 typedef struct dw_lane_tap {
     int64_t d, h, w, offset;
+    int64_t inside; /* whether it reads a row of the image */
 } dw_lane_tap;
+
+static const real lane_zeros[LANES] __attribute__((aligned(CONV_ALIGN)));
 
 typedef struct dw_lanes {
     const conv_problem *p;
@@ -37,8 +40,10 @@ typedef struct dw_lanes {
     real *weights;   /* [vector][tap][LANES] */
 } dw_lanes;
 
-/* Vectors of channels of a block. */
+/* Vectors of channels of a block. One where a filter has many rows, which stay in L1 from one row of outputs to the
+ * next: 56 x 56, 7 x 7. */
 static int64_t lane_vectors(const conv_problem *p, int64_t taps) {
+    if (p->kernel_h > 3) return 1;
     return min_i64(max_i64(DW_LANES_BYTES / (taps * LANES * (int64_t)sizeof(real)), 1), ceil_div(p->groups, LANES));
 }
 
@@ -72,15 +77,15 @@ static void lane_chunk(void *context, int64_t tap, int64_t taps) {
     const int64_t plane = p->kernel_h * p->kernel_w;
     for (int64_t k = 0; k < taps; k++, tap += c->stride) {
         dw_lane_tap t = {tap / plane * p->dilation_d, tap % plane / p->kernel_w * p->dilation_h,
-                         tap % p->kernel_w * p->dilation_w, 0};
+                         tap % p->kernel_w * p->dilation_w, 0, 0};
         t.offset = t.d * l->io->x_stride_d + t.h * l->io->x_stride_h + t.w * l->io->x_stride_w;
         l->taps[l->count++] = t;
     }
 }
 
-/* A task's place: pixels from column w of a row on, whose first taps read d, h, column and x; they go to y. */
+/* Pixels of a row, whose first tap reads column and x; they go to y. */
 typedef struct lane_at {
-    int64_t d, h, column, x, y;
+    int64_t column, x, y;
     const real *weights;
     vec bias;
 } lane_at;
@@ -89,7 +94,13 @@ INLINE void lane_store(const dw_lanes *l, vec sum, int64_t y) {
     store_vector(l->p->y_type, l->io->y, y, finish_vector(l->p, l->io, sum, y));
 }
 
-/* Some pixels that lie inside the image with all their taps. */
+/* Volatile, or gcc loads the elements of all pixels first and keeps sums in memory. */
+INLINE vec lane_load(int32_t type, const void *x, int64_t at) {
+    if (type != CONV_NATIVE) return load_vector(type, x, at);
+    return *(const volatile vec_unaligned *)((const real *)x + at);
+}
+
+/* Some pixels that read columns of the image with all their taps. */
 INLINE void lane_pixels(const int pixels, const dw_lanes *l, int32_t type, const lane_at *at) {
     const int64_t step = l->p->stride_w * l->io->x_stride_w, y_step = l->io->y_stride_w, count = l->count;
     const real *weights = at->weights;
@@ -98,9 +109,12 @@ INLINE void lane_pixels(const int pixels, const dw_lanes *l, int32_t type, const
     for (int i = 0; i < pixels; i++) acc[i] = vec_zero();
     for (int64_t k = 0; k < count; k++) {
         const vec w = vec_load(weights + k * LANES);
-        int64_t x = at->x + l->taps[k].offset;
+        const int inside = l->taps[k].inside != 0;
+        const void *from = inside ? l->io->x : lane_zeros;
+        const int64_t next = inside ? step : 0;
+        int64_t x = inside ? at->x + l->taps[k].offset : 0;
         UNROLL
-        for (int i = 0; i < pixels; i++, x += step) acc[i] += w * load_vector(type, l->io->x, x);
+        for (int i = 0; i < pixels; i++, x += next) acc[i] += w * lane_load(type, from, x);
     }
     UNROLL
     for (int i = 0; i < pixels; i++) lane_store(l, acc[i] + at->bias, at->y + i * y_step);
@@ -112,8 +126,7 @@ INLINE void lane_edge(const dw_lanes *l, int32_t type, const lane_at *at) {
     vec sum = vec_zero();
     for (int64_t k = 0; k < l->count; k++) {
         const dw_lane_tap t = l->taps[k];
-        const int inside = (uint64_t)(at->d + t.d) < (uint64_t)p->in_d && (uint64_t)(at->h + t.h) < (uint64_t)p->in_h &&
-                           (uint64_t)(at->column + t.w) < (uint64_t)p->in_w;
+        const int inside = t.inside && (uint64_t)(at->column + t.w) < (uint64_t)p->in_w;
         const vec v = inside ? load_vector(type, l->io->x, at->x + t.offset) : vec_zero();
         sum += vec_load(at->weights + k * LANES) * v;
     }
@@ -140,12 +153,10 @@ INLINE void lane_tile(const int pixels, const dw_lanes *l, int32_t type, int64_t
 /* One row of outputs; at: of its first one. */
 static void lane_row(const dw_lanes *l, int32_t type, int64_t channel, lane_at at) {
     const conv_problem *p = l->p;
-    const int rows_inside = at.d >= 0 && at.d + (p->kernel_d - 1) * p->dilation_d < p->in_d && at.h >= 0 &&
-                            at.h + (p->kernel_h - 1) * p->dilation_h < p->in_h;
     const int64_t room = p->in_w - (p->kernel_w - 1) * p->dilation_w - at.column; /* for the first tap */
     const int64_t first = ceil_div(p->pad_w, p->stride_w), last = room > 0 ? ceil_div(room, p->stride_w) : 0;
     for (int64_t w = 0, pixels; w < p->out_w; w += pixels) {
-        const int64_t left = rows_inside && w >= first ? min_i64(last, p->out_w) - w : 0;
+        const int64_t left = w >= first ? min_i64(last, p->out_w) - w : 0;
         pixels = left >= DW_PIXELS ? DW_PIXELS : left >= DW_FEW ? DW_FEW : 1;
         if (pixels == DW_PIXELS && type == CONV_NATIVE)
             lane_tile(DW_PIXELS, l, CONV_NATIVE, channel, at);
@@ -185,8 +196,11 @@ static void lanes_run(const conv_problem *p, const conv_io *io, const dw_plan *s
         lane_weights(&l, j * LANES);
         for (int64_t row = first; row < last; row++) {
             const int64_t od = row / p->out_h, oh = row % p->out_h;
-            lane_at at = {od * p->stride_d - p->pad_d, oh * p->stride_h - p->pad_h, -p->pad_w, 0, 0, NULL, vec_zero()};
-            at.x = n * io->x_stride_n + at.d * io->x_stride_d + at.h * io->x_stride_h + at.column * io->x_stride_w;
+            const int64_t d = od * p->stride_d - p->pad_d, h = oh * p->stride_h - p->pad_h;
+            for (dw_lane_tap *t = l.taps; t < l.taps + taps; t++)
+                t->inside = (uint64_t)(d + t->d) < (uint64_t)p->in_d && (uint64_t)(h + t->h) < (uint64_t)p->in_h;
+            lane_at at = {-p->pad_w, 0, 0, NULL, vec_zero()};
+            at.x = n * io->x_stride_n + d * io->x_stride_d + h * io->x_stride_h + at.column * io->x_stride_w;
             at.y = n * io->y_stride_n + od * io->y_stride_d + oh * io->y_stride_h;
             lane_row(&l, p->x_type, j * LANES, at);
         }
