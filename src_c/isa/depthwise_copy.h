@@ -102,10 +102,26 @@ typedef struct dw_rows {
     int64_t rows, dst_row, src_row, count, step; /* count elements step apart */
 } dw_rows;
 
+/* Narrow elements of a row of half a vector or more, not all of one: both halves, then as one vector. One by one, rows
+ * of 14 halves took 70 cycles each (AVX-512). */
+INLINE void dw_widen_short(real *dst, int32_t type, const char *x, int64_t count) {
+    const size_t bytes = (size_t)element_bytes(type), half = LANES / 2 * bytes;
+    char narrow[LANES * sizeof(real)] __attribute__((aligned(CONV_ALIGN)));
+    real wide[LANES] __attribute__((aligned(CONV_ALIGN)));
+    memset(narrow, 0, sizeof narrow);
+    memcpy(narrow, x, half);
+    memcpy(narrow + (size_t)count * bytes - half, x + (size_t)count * bytes - half, half);
+    vec_store(wide, load_vector(type, narrow, 0));
+    dw_copy_run(dst, wide, count);
+}
+
 static void dw_copy_rows(dw_rows r) {
     if (r.step == 1 && r.type == CONV_NATIVE) {
         for (; r.rows > 0; r.rows--, r.dst += r.dst_row, r.src += r.src_row)
             dw_copy_run(r.dst, (const real_unaligned *)r.x + r.src, r.count);
+    } else if (r.step == 1 && r.count < LANES && r.count >= LANES / 2) {
+        for (; r.rows > 0; r.rows--, r.dst += r.dst_row, r.src += r.src_row)
+            dw_widen_short(r.dst, r.type, (const char *)r.x + r.src * element_bytes(r.type), r.count);
     } else {
         for (; r.rows > 0; r.rows--, r.dst += r.dst_row, r.src += r.src_row)
             load_elements(r.type, r.x, r.src, r.step, r.count, r.dst);
