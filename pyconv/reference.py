@@ -16,6 +16,9 @@ from . import activation
 from .problem import PAD_MODES, ConvProblem
 
 ACCUMULATORS = {"float16": np.float32, "bfloat16": np.float32, "float32": np.float64, "complex64": np.complex128}
+# Channels whose products are summed before they join the total: a matrix product of NumPy may add all of them in a row,
+# and float64 has nothing wider to hide 1,100 roundings in.
+CHAIN = 128
 
 
 class ReferencePlan:
@@ -45,8 +48,9 @@ class ReferencePlan:
         total = np.zeros((p.n, p.groups, p.oc, out[0] * out[1] * out[2]), self.accumulator)
         with np.errstate(all="ignore"):  # Inf * 0 is NaN, as in the kernels; a warning would be one path's alone
             for tap in product(range(p.kernel_d), range(p.kernel_h), range(p.kernel_w)):
-                columns = self.columns(x, tap).astype(self.accumulator)
-                total += w[tap] @ columns.reshape(p.n, p.groups, p.ic, total.shape[-1])
+                columns = self.columns(x, tap).astype(self.accumulator).reshape(p.n, p.groups, p.ic, total.shape[-1])
+                for c in range(0, p.ic, CHAIN):
+                    total += w[tap][..., c : c + CHAIN] @ columns[:, :, c : c + CHAIN]
             if bias is not None:
                 total += bias.reshape(p.groups, p.oc, 1)
             if residual is not None:

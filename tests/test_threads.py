@@ -142,10 +142,8 @@ def test_settings_change_while_others_compute():
         pyconv.set_accuracy(before[1])
 
 
-@needs_core
-def test_the_interpreter_lock_is_released():
-    """Another Python thread goes on while a convolution computes."""
-    case = make_case(np.random.default_rng(3), (8, 64, 64, 64), (64, 64, 3, 3), np.float32, padding=1)
+def ticks_during(case):
+    """When another Python thread woke up, and when a convolution on one thread began and ended meanwhile."""
     ticks = []
     computing = threading.Event()
     computing.set()
@@ -165,8 +163,19 @@ def test_the_interpreter_lock_is_released():
     finally:
         computing.clear()
         thread.join()
-    inside = [t for t in ticks if start + 0.2 * (end - start) < t < start + 0.8 * (end - start)]
-    assert len(inside) >= 3, f"{len(inside)} ticks in a call of {end - start:.3f} s"
+    return ticks, start, end
+
+
+@needs_core
+def test_the_interpreter_lock_is_released():
+    """Another Python thread goes on while a convolution computes."""
+    case = make_case(np.random.default_rng(3), (8, 64, 64, 64), (64, 64, 3, 3), np.float32, padding=1)
+    for _ in range(50):  # on a busy machine the other thread may miss a call of some milliseconds
+        ticks, start, end = ticks_during(case)
+        inside = [t for t in ticks if start + 0.2 * (end - start) < t < start + 0.8 * (end - start)]
+        if len(inside) >= 3:
+            return
+    raise AssertionError(f"no call of 50 let another thread go on; the last took {end - start:.3f} s")
 
 
 # ------------------------------------------------------------------------------------------------------------ forks
