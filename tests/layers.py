@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from pyconv import nn
-from pyconv.nn.functional import convnd
+from pyconv.nn import functional
 
 
 def integers(shape, seed: int = 0, dtype: str = "float32") -> np.ndarray:
@@ -24,10 +24,9 @@ def expected(conv, x: np.ndarray) -> np.ndarray:
     """What a layer has to return, from its visible state alone."""
     rank = len(conv.kernel_size)
     bias = None if conv.bias is None else np.array(conv.bias)
-    return convnd(
-        f"conv{rank}d", rank, x, np.array(conv.weight), bias, conv.stride, conv.padding, conv.dilation, conv.groups,
-        conv.padding_mode,
-    )  # fmt: skip
+    call = getattr(functional, f"conv{rank}d")
+    sizes = conv.stride, conv.padding, conv.dilation, conv.groups
+    return call(x, np.array(conv.weight), bias, *sizes, padding_mode=conv.padding_mode)
 
 
 def check(conv, x: np.ndarray) -> None:
