@@ -16,8 +16,7 @@ from layers import X, check, expected, integers, layer
 
 import pyconv
 from pyconv import config, nn
-from pyconv.nn import modules
-from pyconv.nn._calls import convnd
+from pyconv.nn import functional, modules
 from pyconv.reference import ReferencePlan
 
 
@@ -235,7 +234,7 @@ def test_threads_never_see_a_stale_weight():
     conv = layer().eval()
     inputs = [integers((1, 2, size, 5), size) for size in range(3, 9)]
     weights = [integers(conv.weight.shape, seed) for seed in range(4)]
-    results = [[convnd("conv2d", 2, x, w, conv.bias, 1, 1, 1, 1) for w in weights] for x in inputs]
+    results = [[functional.conv2d(x, w, conv.bias, padding=1) for w in weights] for x in inputs]
     conv.weight = weights[0]
     stop, faults = threading.Event(), []
 
