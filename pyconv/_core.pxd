@@ -52,6 +52,8 @@ cdef extern from "conv.h" nogil:
     const conv_table *conv_table_at(size_t index, const char *dtype)
     const char *conv_isa_compiled(size_t index)
     void conv_run_task(const conv_algo *, const conv_problem *, const conv_io *, size_t task, void *scratch)
+    void *conv_memory_new(size_t bytes)
+    void conv_memory_free(void *block)
     void *conv_scratch_take(size_t bytes)
     void conv_scratch_give(void *scratch)
     int conv_watch_forks()

@@ -119,19 +119,6 @@ def fma_peak_gflops(str isa, str dtype):
     return best
 
 
-cdef extern from *:
-    """
-    #include <stdlib.h>
-    static void *aligned_new(size_t bytes) {
-        size_t rounded = (bytes + CONV_ALIGN - 1) / CONV_ALIGN * CONV_ALIGN;
-        return rounded < bytes ? NULL : aligned_alloc(CONV_ALIGN, rounded ? rounded : CONV_ALIGN);
-    }
-    static void aligned_free(void *p) { free(p); }
-    """
-    void *aligned_new(size_t bytes) noexcept nogil
-    void aligned_free(void *p) noexcept nogil
-
-
 @cython.final
 cdef class PackedWeight:
     """Weights (and bias) as one algorithm of one instruction set reads them."""
@@ -145,7 +132,7 @@ cdef class PackedWeight:
         self.data = NULL
 
     def __dealloc__(self):
-        aligned_free(self.data)
+        conv_memory_free(self.data)
 
 
 cdef const void *first_byte(const unsigned char[::1] array) noexcept:
@@ -225,7 +212,7 @@ cdef class NativePlan:
         cdef PackedWeight packed = PackedWeight()
         cdef const void *source
         packed.nbytes = self.algo.packed_bytes(&self.problem)
-        packed.data = <unsigned char *> aligned_new(packed.nbytes)
+        packed.data = <unsigned char *> conv_memory_new(packed.nbytes)
         if packed.data == NULL:
             raise MemoryError(f"no memory for {packed.nbytes} bytes of packed weights")
         if self.problem.x_type != CONV_NATIVE:
@@ -328,7 +315,7 @@ def copy_swapped(const real[:, :, :, :, :, :] source, real[:, :, :, :, :, ::1] o
     cdef real *write
     if out.size == 0:
         return
-    offsets = <Py_ssize_t *> aligned_new(taps * sizeof(Py_ssize_t))
+    offsets = <Py_ssize_t *> conv_memory_new(taps * sizeof(Py_ssize_t))
     if offsets == NULL:
         raise MemoryError(f"no memory for the offsets of {taps} taps")
     with nogil:
@@ -347,4 +334,4 @@ def copy_swapped(const real[:, :, :, :, :, :] source, real[:, :, :, :, :, ::1] o
                             write = &out[g, row, column, 0, 0, 0]
                             for t in range(taps):
                                 write[t] = read[offsets[t]]
-    aligned_free(offsets)
+    conv_memory_free(offsets)

@@ -98,6 +98,8 @@ const char *conv_isa_compiled(size_t index);
 #define CONV_ALIGN 64 /* a cache line, and the widest vector */
 
 void conv_run_task(const conv_algo *, const conv_problem *, const conv_io *, size_t task, void *scratch);
+void *conv_memory_new(size_t bytes); /* for packed weights: aligned to CONV_ALIGN; NULL when there is no memory */
+void conv_memory_free(void *block);
 void *conv_scratch_take(size_t bytes); /* aligned to CONV_ALIGN; NULL when there is no memory */
 void conv_scratch_give(void *scratch);
 int conv_watch_forks(void);     /* once, at import; nonzero: this system cannot tell */

@@ -19,9 +19,9 @@
 #include "epilogue.h"
 #include "strip.h"
 
-/* Depth of a strip, and the most of a chain of terms (im2col.h). A panel of 2 vectors is 8 KiB with AVX2, 16 KiB with
- * AVX-512: a quarter or a third of L1. */
-#define DIRECT_KC 128
+/* Most of the depth of a strip: two chains, since filling it and the totals' way through L2 cost once for each. (Golden
+ * Cove, 14 x 2 tile, layers of ResNet-50: 128 terms 3 to 10 % slower, 512 no faster.) */
+#define DIRECT_KC (VECTOR_BYTES == 64 ? 320 : 160)
 /* Columns of a block: longer rows (1-D signals) are cut. */
 #define DIRECT_COLS 480
 /* Output channels of a block: 256 rows of weights of one depth block are 128 KiB of floats. */
@@ -46,6 +46,13 @@ static int64_t direct_elements(const direct_plan *d) {
 
 /* Pixels of the largest tile with v vectors (DIRECT_FITS). */
 INLINE int64_t direct_most_pixels(int64_t v) { return min_i64((VECTOR_REGISTERS - 1) / v - 1, DIRECT_MAX_S); }
+
+/* Terms of a chain: equal ones, and no short rest, of at most a quarter more than chain_terms. A chain's panel of 2
+ * vectors is 8 KiB with AVX2, 16 to 20 KiB with AVX-512: a quarter to 40 % of L1. */
+INLINE int64_t direct_chain(const conv_problem *p, int64_t depth) {
+    const int64_t terms = chain_terms(p), longest = p->exact ? terms : terms + terms / 4;
+    return ceil_div(depth, ceil_div(depth, longest));
+}
 
 /* Half cycles that a panel of v vectors needs per term for a row: two FMAs and two loads a cycle, four cycles of
  * latency. */
@@ -226,22 +233,32 @@ static void direct_fill_flat(const conv_problem *p, const conv_io *io, const dir
     }
 }
 
-/* totals += strip * weights of one panel, for the depth [k0, k1) of the strip. */
+/* Whether a filter of one tap can read x as it lies: no strip. Channels a multiple of 512 bytes apart would share so
+ * few sets of L1 that a chain of them does not fit. */
+static int x_is_operand(const conv_problem *p, const conv_io *io) {
+    const uintptr_t first = (uintptr_t)io->x, apart = (uintptr_t)io->x_stride_c * sizeof(real);
+    return p->x_type == CONV_NATIVE && input_is_dense(p, io) && first % sizeof(real) == 0 && apart % 512 != 0;
+}
+
+/* totals += strip * weights of one panel, for one chain [k0, k1) of the strip's depth. The weights that come next in
+ * memory are the next chain's or panel's: the first tiles fetch them into L2, a line for every other term each, since
+ * they come from L3 or memory for layers of more than a few hundred channels, and the first tile would wait for them.
+ */
 static void direct_panel(const direct_plan *d, const direct_block *b, int64_t vectors, const real *weights, int64_t k0,
                          int64_t k1, int add, real *totals) {
     const int64_t tiles = ceil_div(b->cols, direct_most_pixels(vectors));
     const int64_t size = b->cols / tiles, larger = b->cols % tiles, pitch = d->vectors * LANES;
-    direct_operands o = {k1 - k0, b->offsets + k0, NULL, weights + k0 * vectors * LANES, totals, pitch, add};
-    /* The weights that come next in memory are the next panel's: each tile fetches its share of them into L1, since
-     * they come from beyond L2 for layers of more than a few hundred channels, and the first tile would wait for them.
-     */
-    const char *next = (const char *)(weights + k1 * vectors * LANES);
-    const int64_t share = ceil_div((k1 - k0) * vectors * LANES * (int64_t)sizeof(real), b->rows * tiles * CONV_ALIGN);
+    const int64_t width = vectors * LANES, next = (k1 - k0) * width * (int64_t)sizeof(real);
+    direct_operands o = {k1 - k0, b->offsets + k0, NULL, weights + k0 * width, totals, pitch, add, 0};
+    const int64_t lines = 2 * width * (int64_t)sizeof(real) / CONV_ALIGN, all = b->rows * tiles;
+    int64_t line = 0, due = 0;
     for (int64_t r = 0; r < b->rows; r++) {
         o.strip = b->strip + r * d->strip.row_step;
         for (int64_t tile = 0; tile < tiles; tile++) {
             const int64_t s = size + (tile < larger);
-            for (int64_t i = 0; i < share; i++, next += CONV_ALIGN) __builtin_prefetch(next);
+            due += lines;
+            o.fetch = due >= all ? next + line++ * CONV_ALIGN : 0;
+            due -= due >= all ? all : 0;
             direct_tile_of(s, vectors, &o);
             o.strip += s;
             o.totals += s * pitch;
@@ -271,19 +288,23 @@ static void direct_store(const conv_problem *p, const conv_io *io, const direct_
 
 static void direct_run(const conv_problem *p, const conv_io *io, size_t task, void *scratch) {
     const direct_plan d = direct_plan_of(p);
-    const direct_block b = direct_block_of(p, &d, task, scratch);
+    direct_block b = direct_block_of(p, &d, task, scratch);
     const int64_t panel = d.vectors * LANES, all = direct_packed_channels(p), pixels = b.rows * b.cols;
     const int64_t x = b.n * io->x_stride_n + b.group * p->ic * io->x_stride_c;
     const real *packed = (const real *)io->packed + b.group * d.depth * all;
-    const int64_t chain = chain_terms(p);
+    const int in_place = d.flat && x_is_operand(p, io);
     int64_t k = 0;
     for (int64_t c = 0; c < d.channels; c++)
         for (int64_t kd = 0; kd < p->kernel_d; kd++)
             for (int64_t kh = 0; kh < p->kernel_h; kh++)
-                for (int64_t kw = 0; kw < p->kernel_w; kw++) b.offsets[k++] = strip_offset(p, &d.strip, c, kd, kh, kw);
+                for (int64_t kw = 0; kw < p->kernel_w; kw++)
+                    b.offsets[k++] = in_place ? c * io->x_stride_c : strip_offset(p, &d.strip, c, kd, kh, kw);
     for (int64_t block = 0; block < d.blocks; block++) {
         const int64_t c0 = block * d.channels, count = min_i64(d.channels, p->ic - c0), depth = count * d.taps;
-        if (d.flat)
+        const int64_t chain = direct_chain(p, depth);
+        if (in_place)
+            b.strip = (real *)io->x + x + c0 * io->x_stride_c + b.ow;
+        else if (d.flat)
             direct_fill_flat(p, io, &d, &b, x + c0 * io->x_stride_c, count);
         else
             strip_fill(p, io, &d.strip, x + c0 * io->x_stride_c, count, b.od, b.oh, b.ow, b.strip);

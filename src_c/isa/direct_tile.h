@@ -22,7 +22,22 @@ typedef struct direct_operands {
     real *totals;           /* [S][V vectors] */
     int64_t totals_pitch;
     int add;
+    int64_t fetch; /* bytes from the weights of every other term to a line that is to be in L2 later */
 } direct_operands;
+
+/* acc += one pixel per row times one term's weights. */
+INLINE void direct_term(const int s, const int v, const real *pixel, const real *weights,
+                        vec acc[DIRECT_MAX_S][DIRECT_MAX_V]) {
+    vec w[DIRECT_MAX_V];
+    UNROLL
+    for (int j = 0; j < v; j++) w[j] = vec_load(weights + j * LANES);
+    UNROLL
+    for (int i = 0; i < s; i++) {
+        const vec x = vec_splat(pixel[i]);
+        UNROLL
+        for (int j = 0; j < v; j++) acc[i][j] += x * w[j];
+    }
+}
 
 INLINE void direct_tile(const int s, const int v, const direct_operands *o) {
     vec acc[DIRECT_MAX_S][DIRECT_MAX_V];
@@ -31,26 +46,29 @@ INLINE void direct_tile(const int s, const int v, const direct_operands *o) {
         UNROLL
         for (int j = 0; j < v; j++) acc[i][j] = vec_zero();
     }
-    const real *weights = o->weights;
-    for (int64_t k = 0; k < o->depth; k++, weights += v * LANES) {
-        const real *pixel = o->strip + o->offsets[k];
-        vec w[DIRECT_MAX_V];
-        UNROLL
-        for (int j = 0; j < v; j++) w[j] = vec_load(weights + j * LANES);
+    const real *weights = o->weights, *strip = o->strip;
+    const int64_t *offset = o->offsets, *end = offset + o->depth;
+    const int64_t fetch = o->fetch;
+    /* Two terms a turn, since pointer arithmetic takes issue slots from the FMAs. */
+    for (; offset + 1 < end; offset += 2, weights += 2 * v * LANES) {
+        __builtin_prefetch((const char *)weights + fetch, 0, 2);
+        direct_term(s, v, strip + offset[0], weights, acc);
+        direct_term(s, v, strip + offset[1], weights + v * LANES, acc);
+    }
+    if (offset < end) direct_term(s, v, strip + *offset, weights, acc);
+    real *totals = o->totals;
+    const int64_t pitch = o->totals_pitch;
+    if (o->add) {
         UNROLL
         for (int i = 0; i < s; i++) {
-            const vec x = vec_splat(pixel[i]);
             UNROLL
-            for (int j = 0; j < v; j++) acc[i][j] += x * w[j];
+            for (int j = 0; j < v; j++) acc[i][j] += vec_load(totals + i * pitch + j * LANES);
         }
     }
     UNROLL
     for (int i = 0; i < s; i++) {
         UNROLL
-        for (int j = 0; j < v; j++) {
-            real *t = o->totals + i * o->totals_pitch + j * LANES;
-            vec_store(t, o->add ? vec_load(t) + acc[i][j] : acc[i][j]);
-        }
+        for (int j = 0; j < v; j++) vec_store(totals + i * pitch + j * LANES, acc[i][j]);
     }
 }
 

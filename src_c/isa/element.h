@@ -11,6 +11,17 @@ INLINE int64_t element_bytes(int32_t type) {
     return type == CONV_NATIVE ? (int64_t)sizeof(real) : type == CONV_I8 || type == CONV_U8 ? 1 : 2;
 }
 
+/* Fewer than LANES neighbours, as two pieces of a power of two that overlap. */
+INLINE void copy_few(real *restrict dst, const real *restrict src, int64_t count) {
+    UNROLL
+    for (int64_t piece = LANES / 2; piece > 0; piece /= 2) {
+        if (count < piece) continue;
+        memcpy(dst, src, (size_t)piece * sizeof(real));
+        memcpy(dst + count - piece, src + count - piece, (size_t)piece * sizeof(real));
+        return;
+    }
+}
+
 /* count native elements from src, step apart: nothing beyond either end is read or written. */
 INLINE void copy_strided(real *restrict dst, const real_unaligned *restrict src, int64_t step, int64_t count) {
     const real *from = (const real *)src;
@@ -20,6 +31,8 @@ INLINE void copy_strided(real *restrict dst, const real_unaligned *restrict src,
     } else if (step == 2 && count >= LANES) {
         for (int64_t i = 0; i < count - LANES; i += LANES) vec_store(dst + i, vec_load_evens(from + 2 * i));
         vec_store(dst + count - LANES, vec_load_evens(from + 2 * (count - LANES)));
+    } else if (step == 1) {
+        copy_few(dst, from, count);
     } else {
         for (int64_t i = 0; i < count; i++) dst[i] = src[step * i];
     }

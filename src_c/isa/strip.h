@@ -60,24 +60,56 @@ INLINE int64_t strip_offset(const conv_problem *p, const strip_layout *s, int64_
     return c * s->channel_pitch + (kd * s->row_slots + slot) * s->row_pitch + column;
 }
 
+/* Rows of padded positions from h on, one after the other, of one channel and tap along d (begin: where that lies in x)
+ * where padding is one value: most strips, small rows among them, so what is the same for all rows is done once. */
+static inline void strip_fill_rows(const conv_problem *p, const conv_io *io, const strip_layout *s, int64_t begin,
+                                   int64_t h, const row_window *w, real *slot) {
+    const int64_t top = min_i64(max_i64(-h, 0), s->row_slots), inside = w->end - w->begin;
+    const int64_t bottom = max_i64(min_i64(p->in_h - h, s->row_slots), top);
+    const real value = real_of(p->pad_value);
+    int64_t from = begin + (h + top) * io->x_stride_h + (w->first + w->begin * p->stride_w) * io->x_stride_w;
+    for (int64_t r = 0; r < s->row_slots; r++, slot += s->row_pitch) {
+        if (r < top || r >= bottom || inside == 0) {
+            fill_padding(p, io, NO_ROW, w, 0, w->count, slot);
+            continue;
+        }
+        if (w->begin > 0) slot[0] = value; /* one is the rule: no loop */
+        for (int64_t i = 1; i < w->begin; i++) slot[i] = value;
+        if (w->end < w->count) slot[w->end] = value;
+        for (int64_t i = w->end + 1; i < w->count; i++) slot[i] = value;
+        load_elements(p->x_type, io->x, from, w->step, inside, slot + w->begin);
+        from += io->x_stride_h;
+    }
+}
+
+/* Fills the slots of one channel and one tap along d in one plane. */
+INLINE void strip_fill_slice(const conv_problem *p, const conv_io *io, const strip_layout *s, int64_t x, int64_t od,
+                             int64_t oh, int64_t kd, const row_window *window, real *slot) {
+    const int64_t d = pad_index(od * p->stride_d - p->pad_d + kd * p->dilation_d, p->in_d, p->pad_mode);
+    const int64_t h = oh * p->stride_h - p->pad_h, begin = x + d * io->x_stride_d;
+    const int one_value = p->pad_mode == CONV_PAD_ZEROS || p->pad_mode == CONV_PAD_CONSTANT;
+    if (s->shared_rows && one_value && d >= 0) {
+        strip_fill_rows(p, io, s, begin, h, window, slot);
+        return;
+    }
+    const int64_t taps = s->shared_rows ? 1 : p->kernel_h, rows = s->shared_rows ? s->row_slots : s->rows;
+    for (int64_t kh = 0; kh < taps; kh++)
+        for (int64_t r = 0; r < rows; r++, slot += s->row_pitch) {
+            const int64_t at = s->shared_rows ? h + r : h + r * p->stride_h + kh * p->dilation_h;
+            const int64_t row = pad_index(at, p->in_h, p->pad_mode);
+            gather_row(p, io, d < 0 || row < 0 ? NO_ROW : begin + row * io->x_stride_h, window, slot);
+        }
+}
+
 /* Fills plane i of the strip with count channels from the one at x on, for the outputs from (od, oh, ow) on. */
 static inline void strip_fill_plane(const conv_problem *p, const conv_io *io, const strip_layout *s, int64_t x,
                                     int64_t count, int64_t od, int64_t oh, int64_t ow, int64_t i, real *strip) {
     const row_window window = row_window_of(p, io, s->shared_cols ? i : i * p->dilation_w, ow, s->plane);
+    const int64_t slice = s->row_slots * s->row_pitch;
     strip += i * s->plane;
     for (int64_t c = 0; c < count; c++, x += io->x_stride_c, strip += s->channel_pitch)
         for (int64_t kd = 0; kd < p->kernel_d; kd++)
-            for (int64_t kh = 0; kh < p->kernel_h; kh++) {
-                /* In the shared layout the tap above has filled all rows but the last ones already. */
-                const int64_t seen = s->shared_rows && kh > 0 && p->dilation_h % p->stride_h == 0
-                                         ? max_i64(s->rows - p->dilation_h / p->stride_h, 0)
-                                         : 0;
-                for (int64_t r = seen; r < s->rows; r++) {
-                    const int64_t row = input_row(p, io, x, od, oh + r, kd, kh);
-                    const int64_t slot = s->shared_rows ? r * p->stride_h + kh * p->dilation_h : kh * s->rows + r;
-                    gather_row(p, io, row, &window, strip + (kd * s->row_slots + slot) * s->row_pitch);
-                }
-            }
+            strip_fill_slice(p, io, s, x, od, oh, kd, &window, strip + kd * slice);
 }
 
 static inline void strip_fill(const conv_problem *p, const conv_io *io, const strip_layout *s, int64_t x, int64_t count,
