@@ -49,20 +49,32 @@ def cases(draw, build=build_transposed, dtypes=DTYPES, **options):
 
 @pytest.mark.usefixtures("small_blocks")
 def test_any_parameters():
-    seen = set()
-
     @given(case=cases(dtypes=(*DTYPES, np.float16)), frozen=st.booleans())
     def run(case, frozen):
-        plan = plan_of(case)
-        if type(plan) is ColumnsPlan:
-            seen.add((plan.rows < plan.x_size[0], plan.images > 1, plan.x_size[0] % plan.rows > 0))
         check(case.run(), case)
         if frozen:
             check(case.module().eval()(case.x), case)
 
     run()
-    for fact in zip(*seen):  # whole images and rows of them, with and without a rest
-        assert set(fact) == {False, True}
+
+
+@pytest.mark.usefixtures("small_blocks")
+@pytest.mark.parametrize(
+    ("x_shape", "w_shape", "images", "rows"),
+    [
+        ((5, 3, 4, 5), (3, 2, 2, 2), 5, 4),  # 160 columns an image: all of them
+        ((7, 3, 4, 5), (3, 2, 3, 2), 3, 4),  # 240: three images, three, and the last
+        ((2, 3, 6, 8), (3, 5, 2, 3), 1, 3),  # 240 a row: three rows, twice
+        ((2, 3, 7, 8), (3, 5, 2, 3), 1, 3),  # and a seventh row
+        ((2, 3, 3, 40), (3, 5, 2, 3), 1, 1),  # 1200 a row: more than a block
+    ],
+)
+def test_blocks(x_shape, w_shape, images, rows):
+    case = make_transposed(np.random.default_rng(2), x_shape, w_shape, np.float32, stride=2, padding=1)
+    plan = plan_of(case)
+    assert (type(plan), min(plan.images, x_shape[0]), plan.rows) == (ColumnsPlan, images, rows)
+    check(case.run(), case)
+    check(case.module().eval()(case.x), case)
 
 
 @pytest.mark.usefixtures("small_blocks")
