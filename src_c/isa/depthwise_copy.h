@@ -5,16 +5,6 @@
 
 #include "depthwise_strip.h"
 
-/* The first and the last `some` of count elements, which may overlap; a constant, so that each is one register. */
-INLINE void dw_copy_ends(real *restrict dst, const real_unaligned *restrict src, int64_t count, const int some) {
-    real low[LANES], high[LANES];
-    const size_t bytes = (size_t)some * sizeof(real);
-    memcpy(low, (const void *)src, bytes);
-    memcpy(high, (const void *)(src + count - some), bytes);
-    memcpy(dst, low, bytes);
-    memcpy(dst + count - some, high, bytes);
-}
-
 /* dst[i] = src[i], i < count. Two copies that overlap in the middle instead of a loop over what remains. */
 INLINE void dw_copy_run(real *restrict dst, const real_unaligned *restrict src, int64_t count) {
     const real *from = (const real *)src;
@@ -32,12 +22,8 @@ INLINE void dw_copy_run(real *restrict dst, const real_unaligned *restrict src, 
         if (i + 2 * LANES < count) vec_store(dst + i + LANES, vec_load(from + i + LANES));
         if (i + 3 * LANES < count) vec_store(dst + i + 2 * LANES, vec_load(from + i + 2 * LANES));
         vec_store(dst + count - LANES, vec_load(from + count - LANES));
-    } else if (count >= LANES / 2) {
-        dw_copy_ends(dst, src, count, LANES / 2);
-    } else if (LANES > 4 && count >= LANES / 4) {
-        dw_copy_ends(dst, src, count, LANES / 4);
     } else {
-        for (int64_t i = 0; i < count; i++) dst[i] = src[i];
+        copy_few(dst, src, count);
     }
 }
 

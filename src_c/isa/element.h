@@ -12,12 +12,12 @@ INLINE int64_t element_bytes(int32_t type) {
 }
 
 /* Fewer than LANES neighbours, as two pieces of a power of two that overlap. */
-INLINE void copy_few(real *restrict dst, const real *restrict src, int64_t count) {
+INLINE void copy_few(real *restrict dst, const real_unaligned *restrict src, int64_t count) {
     UNROLL
     for (int64_t piece = LANES / 2; piece > 0; piece /= 2) {
         if (count < piece) continue;
-        memcpy(dst, src, (size_t)piece * sizeof(real));
-        memcpy(dst + count - piece, src + count - piece, (size_t)piece * sizeof(real));
+        memcpy(dst, (const void *)src, (size_t)piece * sizeof(real));
+        memcpy(dst + count - piece, (const void *)(src + count - piece), (size_t)piece * sizeof(real));
         return;
     }
 }
@@ -32,7 +32,7 @@ INLINE void copy_strided(real *restrict dst, const real_unaligned *restrict src,
         for (int64_t i = 0; i < count - LANES; i += LANES) vec_store(dst + i, vec_load_evens(from + 2 * i));
         vec_store(dst + count - LANES, vec_load_evens(from + 2 * (count - LANES)));
     } else if (step == 1) {
-        copy_few(dst, from, count);
+        copy_few(dst, src, count);
     } else {
         for (int64_t i = 0; i < count; i++) dst[i] = src[step * i];
     }
