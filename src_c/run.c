@@ -77,10 +77,9 @@ void *conv_scratch_take(size_t bytes) {
         if (*(size_t *)block >= bytes) return block + CONV_ALIGN;
         free(block);
     }
-    const size_t rounded = (bytes + CONV_ALIGN - 1) / CONV_ALIGN * CONV_ALIGN;
-    block = rounded < bytes ? NULL : aligned_alloc(CONV_ALIGN, rounded + CONV_ALIGN);
+    block = bytes > SIZE_MAX - CONV_ALIGN ? NULL : conv_memory_new(bytes + CONV_ALIGN);
     if (!block) return NULL;
-    *(size_t *)block = rounded;
+    *(size_t *)block = bytes;
     return block + CONV_ALIGN;
 }
 
