@@ -1,17 +1,17 @@
 /* Direct convolution, output channels in lanes: dense layers, without im2col.
  *
- *     T[pixel][channel] += sum over a depth block of strip[offset[k] + pixel] * packed[k][channel]
+ *     T[pixel][channel] += sum over a chain of terms of strip[offset[k] + pixel] * packed[k][channel]
  *
  * for each task (image, group, block of output rows and columns, block of output channels):          one thread
  *   for each block of input channels: fill the strip, and the totals T stay in scratch               both in L2
- *     for each panel of V vectors of output channels, for each depth block of at most KC:            weights: L1
+ *     for each panel of V vectors of output channels, for each chain of terms:                       weights: L1
  *       for each tile of S neighbouring pixels: S x V accumulators, pixels broadcast from the strip  strip: L1, L2
  *   T is transposed into y, bias added
  *
  * Stride, dilation and padding are offsets into the strip (strip.h). A filter of one tap has no rows to respect: its
  * pixels are numbered through the image. Tails: S divides a row as evenly as it can, so no pixel is computed in vain;
- * the last panel has the vectors it needs, their unused lanes multiply zeros. Every output is one sum per depth block,
- * from zero, added in order: block sizes, threads and the batch don't change bits. Georganas et al., "Anatomy of
+ * the last panel has the vectors it needs, their unused lanes multiply zeros. Every output is one sum per chain, from
+ * zero, added in order: block sizes, threads and the batch don't change bits. Georganas et al., "Anatomy of
  * high-performance deep learning convolutions on SIMD architectures", SC 2018. */
 #include "../cpu.h"
 #include "algorithm.h"
@@ -19,12 +19,12 @@
 #include "epilogue.h"
 #include "strip.h"
 
-/* Most of the depth of a strip: two chains, since filling it and the totals' way through L2 cost once for each. (Golden
- * Cove, 14 x 2 tile, layers of ResNet-50: 128 terms 3 to 10 % slower, 512 no faster.) */
+/* Most of the depth of a strip, since filling it costs once for each: with AVX-512 two chains (Golden Cove, 14 x 2
+ * tile, layers of ResNet-50: one 2 to 4 % slower, four no faster), else one (AVX2 there: two 2 to 5 % slower). */
 #define DIRECT_KC (VECTOR_BYTES == 64 ? 320 : 160)
 /* Columns of a block: longer rows (1-D signals) are cut. */
 #define DIRECT_COLS 480
-/* Output channels of a block: 256 rows of weights of one depth block are 128 KiB of floats. */
+/* Output channels of a block: 128 terms of their weights are 128 KiB of floats. */
 #define DIRECT_OC 256
 
 typedef struct direct_plan {
@@ -68,8 +68,7 @@ static int64_t panel_cost(int64_t row, int64_t v) {
 
 /* The vectors of a panel that cost the fewest cycles for rows of this length and these channels, the last panel having
  * those that are left: with AVX2, 33 channels are 3 + 2 vectors rather than 2 + 2 + 1, whose last one would wait for
- * its broadcasts. More vectors suit short rows: 7 columns are 4 + 3 with 3 vectors on AVX2, or one tile of 7 with 4
- * vectors on AVX-512. */
+ * its broadcasts. More vectors suit short rows: 7 columns are 4 + 3 with 3 vectors on AVX2. */
 static int64_t choose_vectors(int64_t row, int64_t oc) {
     const int64_t all = ceil_div(oc, LANES);
     int64_t best = 2, best_cost = INT64_MAX;
