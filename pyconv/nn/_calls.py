@@ -43,18 +43,9 @@ def convnd(
     residual, accumulate, out, algorithm, accuracy,
 ):  # fmt: skip
     """Compute what conv1d, conv2d and conv3d document; `function` names the caller in messages."""
-    packing, form = None, None
-    if type(weight) is PackedWeight:
-        packing, weight, bias, form = taken_apart(function, weight, bias)
     sizes = stride, padding, dilation, groups
-    options = padding_mode, padding_value, activation, algorithm, accuracy, form
-    key = key_of(function, input, weight, bias, sizes, options)
-    call, arrays = _known.get(key), (input, weight, bias)
-    if call is None or call.generation != config.generation():
-        call, arrays = conv_call(function, rank, arrays, sizes, options, key)
-    packed = None if packing is None else packing.packed_for(call)
-    _, plan, shape, layout, _ = call
-    return compute(function, plan, *arrays, shape, layout, out, residual, accumulate, packed)
+    options = padding_mode, padding_value, activation, algorithm, accuracy
+    return called(conv_call, function, rank, input, weight, bias, sizes, options, residual, accumulate, out)
 
 
 def conv_call(function, rank, given, sizes, options, key=None) -> tuple[Call, tuple]:
@@ -84,14 +75,20 @@ def conv_transposend(
     residual, accumulate, out, algorithm, accuracy,
 ):  # fmt: skip
     """Compute what conv_transpose1d, 2d and 3d document; `function` names the caller in messages."""
+    sizes, options = (stride, padding, output_padding, groups, dilation), (activation, algorithm, accuracy)
+    return called(conv_transpose_call, function, rank, input, weight, bias, sizes, options, residual, accumulate, out)
+
+
+def called(make, function, rank, input, weight, bias, sizes, options, residual, accumulate, out):
+    """Compute a call: as the same arguments came to it before, or as `make` says."""
     packing, form = None, None
     if type(weight) is PackedWeight:
         packing, weight, bias, form = taken_apart(function, weight, bias)
-    sizes, options = (stride, padding, output_padding, groups, dilation), (activation, algorithm, accuracy, form)
+    options = (*options, form)
     key = key_of(function, input, weight, bias, sizes, options)
     call, arrays = _known.get(key), (input, weight, bias)
-    if call is None or call.generation != config.generation() or not weight.flags.aligned:
-        call, arrays = conv_transpose_call(function, rank, arrays, sizes, options, key)
+    if call is None or call.generation != config.generation():
+        call, arrays = make(function, rank, arrays, sizes, options, key)
     packed = None if packing is None else packing.packed_for(call)
     _, plan, shape, layout, _ = call
     return compute(function, plan, *arrays, shape, layout, out, residual, accumulate, packed)
@@ -130,9 +127,10 @@ def result_layout(x, weight, rank, form) -> bool:
 def key_of(function, input, weight, bias, sizes, options) -> tuple | None:
     """Return all that a call depends on but what the arrays hold; None where equal keys might mean different calls.
 
-    True and 1.0 equal 1, but are no sizes, so these must be ints, words and tuples of them.
+    True and 1.0 equal 1, but are no sizes, so these must be ints, words and tuples of them. A weight that is not
+    aligned is copied for its call alone.
     """
-    if type(input) is not np.ndarray or type(weight) is not np.ndarray:
+    if type(input) is not np.ndarray or type(weight) is not np.ndarray or not weight.flags.aligned:
         return None
     for size in sizes:
         if type(size) is not int and not are_all(SIZES, size):
