@@ -36,9 +36,6 @@ KINDS = {"float32": "f32", "float64": "f64", "float16": "f32", "int8": "i32", "i
 FACTOR = {"fast": 16, "exact": 4}
 
 
-# ---------------------------------------------------------------------------------------------------- the oracle
-
-
 def per_axis(value, nd):
     """`value` as a tuple of `nd` plain integers; a single number or a 1-tuple serves every axis."""
     values = tuple(int(v) for v in value) if isinstance(value, (tuple, list, np.ndarray)) else (int(value),)
@@ -111,9 +108,6 @@ def convolve(x, w, bias=None, stride=1, padding=0, dilation=1, groups=1, padding
         column = bias.astype(y.dtype).reshape(-1, *[1] * nd)
         y, magnitude = y + column, magnitude + np.abs(column)
     return (y, magnitude) if x.ndim == nd + 2 else (y[0], magnitude[0])
-
-
-# ------------------------------------------------------------------------------------------------ cases and bounds
 
 
 @dataclass(repr=False)
@@ -222,9 +216,6 @@ def config_accuracy():
     return config.get_accuracy()
 
 
-# ------------------------------------------------------------------------------------------------------ problems
-
-
 def fill(rng, shape, dtype, integers=False):
     """Zero-mean data; with `integers`, whole numbers whose sums of products stay exact.
 
@@ -286,9 +277,6 @@ def random_case(rng, dtype, **options):
     return build_case(lambda low, high: int(rng.integers(low, high, endpoint=True)), dtype, **options)
 
 
-# --------------------------------------------------------------------------------------------------- array layouts
-
-
 class Tagged(np.ndarray):
     """A subclass with nothing of its own."""
 
@@ -341,9 +329,6 @@ def _wrapped(a, layout, folder):
         np.memmap(path, a.dtype, "w+", shape=a.shape)[...] = a
         return np.memmap(path, a.dtype, "r", shape=a.shape)
     return a.copy()
-
-
-# ----------------------------------------------------------------------------------------------- the kernel table
 
 
 def rows():
