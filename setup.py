@@ -96,6 +96,10 @@ def row_name(isa):
 class BuildCore(build_ext):
     """Compiles the rows side by side, leaves out the ones this compiler cannot build, and links the core."""
 
+    def finalize_options(self):
+        super().finalize_options()
+        self.in_checkout = self.inplace  # setuptools clears that while it builds
+
     def build_extension(self, ext):
         target = Path(self.get_ext_fullpath(ext.name))
         target.unlink(missing_ok=True)  # an older build's core must not pass for this one's
@@ -136,7 +140,7 @@ class BuildCore(build_ext):
             jobs += [pool.submit(self.compile_one, source, baseline, macros) for source in c_files]
             objects += [job.result() for job in jobs]
         link_flags = LINK_FLAGS + openmp
-        if not self.inplace and not self.editable_mode and sys.platform.startswith("linux"):
+        if not self.in_checkout and not self.editable_mode and sys.platform.startswith("linux"):
             link_flags.append("-Wl,-s")  # a wheel needs no symbols; a developer's profiler does
         self.compiler.link_shared_object(objects, str(target), libraries=["m"], extra_postargs=link_flags)
         say(f"compiled core: {', '.join(name for name, _ in macros)}, {'OpenMP' if openmp else 'one thread'}")
