@@ -6,16 +6,16 @@
  *   for each block of input channels: fill the strip, and the totals T stay in scratch               both in L2
  *     for each panel of V vectors of output channels, for each chain of terms:                       weights: L1
  *       for each tile of S neighbouring pixels: S x V accumulators, pixels broadcast from the strip  strip: L1, L2
- *   T is transposed into y, bias added
+ *   T is transposed into y, bias added                                     (the last few channels: direct_rest.h)
  *
  * Stride, dilation and padding are offsets into the strip (strip.h). A filter of one tap has no rows to respect: its
  * pixels are numbered through the image. Tails: S divides a row as evenly as it can, so no pixel is computed in vain;
- * the last panel has the vectors it needs, their unused lanes multiply zeros. Every output is one sum per chain, from
- * zero, added in order: block sizes, threads and the batch don't change bits. Georganas et al., "Anatomy of
- * high-performance deep learning convolutions on SIMD architectures", SC 2018. */
+ * the last panel has the vectors it needs, their unused lanes multiply zeros, unless pixels in lanes are cheaper. Every
+ * output is one sum per chain, from zero, added in order: block sizes, threads and the batch don't change bits.
+ * Georganas et al., "Anatomy of high-performance deep learning convolutions on SIMD architectures", SC 2018. */
 #include "../cpu.h"
 #include "algorithm.h"
-#include "direct_tile.h"
+#include "direct_rest.h"
 #include "epilogue.h"
 #include "strip.h"
 
@@ -29,6 +29,7 @@
 
 typedef struct direct_plan {
     int64_t depth, taps, vectors; /* of a panel */
+    int64_t rest;                 /* how many of the last channels have pixels in lanes */
     int64_t channels, blocks;     /* input channels of a strip; how many strips */
     int64_t row_blocks, col_blocks, oc_blocks;
     int64_t oc_block; /* a multiple of the panel */
@@ -38,10 +39,12 @@ typedef struct direct_plan {
 
 INLINE int64_t direct_row(const conv_problem *p, int flat) { return flat ? p->out_d * p->out_h * p->out_w : p->out_w; }
 
-/* Elements of scratch: strip, totals and offsets. */
+/* Elements of scratch: strip, totals and offsets. A vector of the rest may read as far behind the strip as it is long.
+ */
 static int64_t direct_elements(const direct_plan *d) {
     const int64_t offsets = (d->channels * d->taps * (int64_t)sizeof(int64_t)) / (int64_t)sizeof(real);
-    return d->channels * d->strip.channel_pitch + d->strip.rows * d->strip.cols * d->oc_block + offsets;
+    const int64_t rest = d->rest ? d->strip.rows * rest_pitch(d->strip.cols) * d->rest + LANES : 0;
+    return d->channels * d->strip.channel_pitch + d->strip.rows * d->strip.cols * d->oc_block + rest + offsets;
 }
 
 /* Pixels of the largest tile with v vectors (DIRECT_FITS). */
@@ -68,15 +71,17 @@ static int64_t panel_cost(int64_t row, int64_t v) {
 
 /* The vectors of a panel that cost the fewest cycles for rows of this length and these channels, the last panel having
  * those that are left: with AVX2, 33 channels are 3 + 2 vectors rather than 2 + 2 + 1, whose last one would wait for
- * its broadcasts. More vectors suit short rows: 7 columns are 4 + 3 with 3 vectors on AVX2. */
-static int64_t choose_vectors(int64_t row, int64_t oc) {
-    const int64_t all = ceil_div(oc, LANES);
-    int64_t best = 2, best_cost = INT64_MAX;
-    for (int64_t v = 2; v <= DIRECT_MAX_V; v++) {
-        const int64_t cost = all / v * panel_cost(row, v) + (all % v ? panel_cost(row, all % v) : 0);
-        if (cost < best_cost) best = v, best_cost = cost;
+ * its broadcasts. More vectors suit short rows: 7 columns are 4 + 3 with 3 vectors on AVX2. The channels that are less
+ * than a vector may be the rest. */
+static void choose_panels(direct_plan *d, int64_t row, int64_t oc) {
+    int64_t best = INT64_MAX;
+    for (int64_t rest = 0; rest <= oc % LANES && rest <= REST_MAX_R; rest += max_i64(oc % LANES, 1)) {
+        const int64_t all = rest ? oc / LANES : ceil_div(oc, LANES), more = rest ? rest_cost(row, rest) : 0;
+        for (int64_t v = 2; v <= DIRECT_MAX_V; v++) {
+            const int64_t cost = all / v * panel_cost(row, v) + (all % v ? panel_cost(row, all % v) : 0) + more;
+            if (cost < best) best = cost, d->vectors = v, d->rest = rest;
+        }
     }
-    return best;
 }
 
 /* Strip and totals may take half of L2; the other half is for weights and y. At least one row, in short pieces if need
@@ -87,8 +92,8 @@ static direct_plan direct_plan_of(const conv_problem *p) {
     d.depth = p->ic * d.taps;
     d.flat = d.taps == 1;
     const int64_t row = direct_row(p, d.flat), all_rows = d.flat ? 1 : p->out_h;
-    d.vectors = choose_vectors(min_i64(row, DIRECT_COLS), p->oc);
-    const int64_t panel = d.vectors * LANES, panels = ceil_div(p->oc, panel);
+    choose_panels(&d, min_i64(row, DIRECT_COLS), p->oc);
+    const int64_t panel = d.vectors * LANES, panels = max_i64(ceil_div(p->oc - d.rest, panel), 1);
     d.blocks =
         ceil_div(p->ic, max_i64(DIRECT_KC / d.taps, 1)); /* of about the same depth: a short chain costs a pass too */
     d.channels = ceil_div(p->ic, d.blocks);
@@ -99,7 +104,7 @@ static direct_plan direct_plan_of(const conv_problem *p) {
     d.oc_blocks = max_i64(ceil_div(panels * panel, DIRECT_OC), min_i64(few ? 4 : 2, panels / 4));
     d.oc_blocks = max_i64(d.oc_blocks, 1);
     d.oc_block = ceil_div(panels, d.oc_blocks) * panel;
-    d.oc_blocks = ceil_div(p->oc, d.oc_block);
+    d.oc_blocks = max_i64(ceil_div(p->oc - d.rest, d.oc_block), 1);
     const int64_t room = cpu_cache_sizes()->l2 / 2 / (int64_t)sizeof(real);
     d.col_blocks = ceil_div(row, DIRECT_COLS);
     d.row_blocks = 1;
@@ -140,7 +145,7 @@ static size_t direct_packed_bytes(const conv_problem *p) {
 
 static size_t direct_pack_tasks(const conv_problem *p) {
     const direct_plan d = direct_plan_of(p);
-    return (size_t)(p->groups * ceil_div(p->oc, d.vectors * LANES));
+    return (size_t)(p->groups * (ceil_div(p->oc - d.rest, d.vectors * LANES) + (d.rest > 0)));
 }
 
 /* LANES channels side by side: dst[k * pitch + channel] = src[channel * depth + k], zero for channels that don't exist.
@@ -157,17 +162,21 @@ static void pack_lanes(const real *src, int64_t depth, int64_t channels, int64_t
         for (int64_t m = 0; m < LANES; m++) dst[k * pitch + m] = m < channels ? src[m * depth + k] : 0;
 }
 
-/* Packed: for each group, for each block of input channels, for each panel: [depth of the block][channels]. A task is
- * one panel of one group. */
+/* Packed: for each group, for each block of input channels, for each panel: [depth of the block][channels], the rest
+ * being the last panel. A task is one panel of one group. */
 static void direct_pack(const conv_problem *p, const void *w, void *packed, size_t task) {
     const direct_plan d = direct_plan_of(p);
-    const int64_t panel = d.vectors * LANES, panels = ceil_div(p->oc, panel), all = direct_packed_channels(p);
-    const int64_t group = (int64_t)task / panels, m0 = (int64_t)task % panels * panel;
-    const int64_t width = min_i64(panel, all - m0), used = min_i64(panel, p->oc - m0);
+    const int64_t panel = d.vectors * LANES, main = p->oc - d.rest, all = direct_packed_channels(p);
+    const int64_t panels = ceil_div(main, panel) + (d.rest > 0), group = (int64_t)task / panels;
+    const int64_t m0 = min_i64((int64_t)task % panels * panel, main), used = min_i64(panel, main - m0);
+    const int64_t width = ceil_div(used, LANES) * LANES;
     const real *src = (const real *)w + (group * p->oc + m0) * d.depth;
     real *dst = (real *)packed + group * d.depth * all;
     for (int64_t k0 = 0; k0 < d.depth; k0 += d.channels * d.taps) {
         const int64_t kc = min_i64(d.channels * d.taps, d.depth - k0);
+        real *rest = dst + k0 * all + main * kc;
+        for (int64_t k = 0; m0 == main && k < kc; k++)
+            for (int64_t m = 0; m < d.rest; m++) rest[k * d.rest + m] = src[m * d.depth + k0 + k];
         for (int64_t m = 0; m < width; m += LANES)
             pack_lanes(src + m * d.depth + k0, d.depth, min_i64(used - m, LANES), kc, dst + k0 * all + m0 * kc + m,
                        width);
@@ -186,8 +195,9 @@ static size_t direct_tasks(const conv_problem *p) {
 
 /* One block of the output: where it lies, and its scratch. */
 typedef struct direct_block {
-    int64_t n, group, od, oh, ow, rows, cols, m0, m1;
-    real *strip, *totals;
+    int64_t n, group, od, oh, ow, rows, cols;
+    int64_t m0, m1, rest; /* output channels of the panels, and of the rest if it belongs here */
+    real *strip, *totals, *rest_totals;
     int64_t *offsets;
 } direct_block;
 
@@ -200,13 +210,15 @@ static direct_block direct_block_of(const conv_problem *p, const direct_plan *d,
     b.oh = t % d->row_blocks * d->strip.rows, t /= d->row_blocks;
     b.od = d->flat ? 0 : t % p->out_d, t /= d->flat ? 1 : p->out_d;
     b.group = t % p->groups, b.n = t / p->groups;
-    b.m1 = min_i64(b.m0 + d->oc_block, p->oc);
+    b.m1 = min_i64(b.m0 + d->oc_block, p->oc - d->rest);
+    b.rest = b.m1 == p->oc - d->rest ? d->rest : 0;
     b.cols = min_i64(d->strip.cols, row - b.ow);
     b.rows = d->flat ? 1 : min_i64(d->strip.rows, p->out_h - b.oh);
     b.offsets = scratch;
     b.strip = (real *)scratch +
               ceil_div(d->channels * d->taps * (int64_t)sizeof(int64_t), CONV_ALIGN) * CONV_ALIGN / sizeof(real);
     b.totals = b.strip + d->channels * d->strip.channel_pitch;
+    b.rest_totals = b.totals + d->strip.rows * d->strip.cols * d->oc_block;
     return b;
 }
 
@@ -232,13 +244,13 @@ static void direct_fill_flat(const conv_problem *p, const conv_io *io, const dir
     }
 }
 
-/* Whether a filter of one tap can read x as it lies: no strip. Channels a multiple of 512 bytes apart would share so
- * few sets of L1 that a chain of them does not fit. Zen 3 reads 512 channels of 49 floats, no multiple of 16 bytes, at
- * 61 GFLOP/s, those of 52 at 86 and the strip at 84; Golden Cove with AVX-512 reads the
- * former at 172 of 220. */
-static int x_is_operand(const conv_problem *p, const conv_io *io) {
+/* Whether a filter of one tap can read x as it lies: no strip. What a vector of the rest reads must be there. Channels
+ * a multiple of 512 bytes apart would share so few sets of L1 that a chain of them does not fit. Zen 3 reads 512
+ * channels of 49 floats, no multiple of 16 bytes, at 61 GFLOP/s, those of 52 at 86 and the strip at 84; Golden Cove
+ * with AVX-512 reads the former at 172 of 220. */
+static int x_is_operand(const conv_problem *p, const conv_io *io, const direct_block *b) {
     const uintptr_t first = (uintptr_t)io->x, apart = (uintptr_t)io->x_stride_c * sizeof(real);
-    if (p->x_type != CONV_NATIVE || !input_is_dense(p, io)) return 0;
+    if (p->x_type != CONV_NATIVE || !input_is_dense(p, io) || (b->rest && b->cols % LANES)) return 0;
     return first % sizeof(real) == 0 && apart % 512 != 0 && (VECTOR_BYTES == 64 || apart % 16 == 0);
 }
 
@@ -268,24 +280,69 @@ static void direct_panel(const direct_plan *d, const direct_block *b, int64_t ve
     }
 }
 
-/* y = activation(totals + bias + residual) for one panel, by runs of pixels that are neighbours in y. */
+/* Pixels that are neighbours in y, and in a row of the block. */
+typedef struct direct_span {
+    int64_t count, y, step;
+} direct_span;
+
+static direct_span direct_span_at(const conv_problem *p, const conv_io *io, const direct_plan *d, const direct_block *b,
+                                  int64_t r, int64_t column) {
+    const int64_t pixel = b->ow + column, row = d->flat ? pixel / p->out_w : 0;
+    const int64_t od = d->flat ? row / p->out_h : b->od, oh = d->flat ? row % p->out_h : b->oh + r;
+    const int64_t ow = d->flat ? pixel % p->out_w : pixel, n = b->n * io->y_stride_n;
+    if (d->flat && output_is_dense(p, io)) return (direct_span){b->cols - column, n + pixel, 1};
+    return (direct_span){min_i64(p->out_w - ow, b->cols - column),
+                         n + od * io->y_stride_d + oh * io->y_stride_h + ow * io->y_stride_w, io->y_stride_w};
+}
+
+/* y = activation(totals + bias + residual) for one panel. */
 static void direct_store(const conv_problem *p, const conv_io *io, const direct_plan *d, const direct_block *b,
                          int64_t m, const real *totals) {
     const int64_t pitch = d->vectors * LANES, channel = b->group * p->oc + m;
-    const int dense = d->flat && output_is_dense(p, io);
-    totals_run run = {.totals = totals, .pitch = pitch, .channels = min_i64(pitch, b->m1 - m)};
-    run.bias = io->bias ? (const real *)io->bias + channel : NULL;
-    run.step = dense ? 1 : io->y_stride_w;
-    const int64_t first = b->n * io->y_stride_n + channel * io->y_stride_c;
+    const real *bias = io->bias ? (const real *)io->bias + channel : NULL;
     for (int64_t r = 0; r < b->rows; r++)
-        for (int64_t column = 0; column < b->cols; column += run.pixels, run.totals += run.pixels * pitch) {
-            const int64_t pixel = b->ow + column, row = d->flat ? pixel / p->out_w : 0;
-            const int64_t od = d->flat ? row / p->out_h : b->od, oh = d->flat ? row % p->out_h : b->oh + r;
-            const int64_t ow = d->flat ? pixel % p->out_w : pixel;
-            run.pixels = dense ? b->cols : min_i64(p->out_w - ow, b->cols - column);
-            run.y = dense ? first + pixel : first + od * io->y_stride_d + oh * io->y_stride_h + ow * io->y_stride_w;
+        for (int64_t column = 0; column < b->cols;) {
+            const direct_span s = direct_span_at(p, io, d, b, r, column);
+            const totals_run run = {
+                totals, pitch, s.count, min_i64(pitch, b->m1 - m), bias, s.y + channel * io->y_stride_c, s.step};
             store_totals(p, io, &run);
+            column += s.count;
+            totals += s.count * pitch;
         }
+}
+
+/* The same for the rest, whose pixels are neighbours already. */
+static void direct_store_rest(const conv_problem *p, const conv_io *io, const direct_plan *d, const direct_block *b) {
+    real *sums = b->rest_totals;
+    for (int64_t m = 0; m < b->rest; m++) {
+        const int64_t channel = b->group * p->oc + b->m1 + m;
+        const real bias = io->bias ? ((const real *)io->bias)[channel] : 0;
+        for (int64_t r = 0; r < b->rows; r++, sums += rest_pitch(b->cols))
+            for (int64_t column = 0; column < b->cols;) {
+                const direct_span s = direct_span_at(p, io, d, b, r, column);
+                for (int64_t i = column; i < column + s.count; i++) sums[i] += bias;
+                finish_run(p, io, sums + column, s.count, s.y + channel * io->y_stride_c, s.step);
+                column += s.count;
+            }
+    }
+}
+
+/* totals += strip * weights for all panels and chains of a strip. weights: where those of its input channels begin. */
+static void direct_multiply(const conv_problem *p, const direct_plan *d, const direct_block *b, const real *weights,
+                            int64_t depth, int add) {
+    const int64_t panel = d->vectors * LANES, chain = direct_chain(p, depth), pixels = b->rows * b->cols;
+    for (int64_t m = b->m0; m < b->m1; m += panel)
+        for (int64_t k0 = 0; k0 < depth; k0 += chain)
+            direct_panel(d, b, min_i64(d->vectors, ceil_div(b->m1 - m, LANES)), weights + m * depth, k0,
+                         min_i64(k0 + chain, depth), add || k0 > 0, b->totals + (m - b->m0) * pixels);
+    for (int64_t k0 = 0; b->rest && k0 < depth; k0 += chain)
+        rest_panel((direct_operands){.depth = min_i64(chain, depth - k0),
+                                     .offsets = b->offsets + k0,
+                                     .strip = b->strip,
+                                     .weights = weights + b->m1 * depth + k0 * b->rest,
+                                     .totals = b->rest_totals,
+                                     .add = add || k0 > 0},
+                   b->rest, b->rows, b->cols, d->strip.row_step);
 }
 
 static void direct_run(const conv_problem *p, const conv_io *io, size_t task, void *scratch) {
@@ -294,7 +351,7 @@ static void direct_run(const conv_problem *p, const conv_io *io, size_t task, vo
     const int64_t panel = d.vectors * LANES, all = direct_packed_channels(p), pixels = b.rows * b.cols;
     const int64_t x = b.n * io->x_stride_n + b.group * p->ic * io->x_stride_c;
     const real *packed = (const real *)io->packed + b.group * d.depth * all;
-    const int in_place = d.flat && x_is_operand(p, io);
+    const int in_place = d.flat && x_is_operand(p, io, &b);
     int64_t k = 0;
     for (int64_t c = 0; c < d.channels; c++)
         for (int64_t kd = 0; kd < p->kernel_d; kd++)
@@ -303,22 +360,16 @@ static void direct_run(const conv_problem *p, const conv_io *io, size_t task, vo
                     b.offsets[k++] = in_place ? c * io->x_stride_c : strip_offset(p, &d.strip, c, kd, kh, kw);
     for (int64_t block = 0; block < d.blocks; block++) {
         const int64_t c0 = block * d.channels, count = min_i64(d.channels, p->ic - c0), depth = count * d.taps;
-        const int64_t chain = direct_chain(p, depth);
         if (in_place)
             b.strip = (real *)io->x + x + c0 * io->x_stride_c + b.ow;
         else if (d.flat)
             direct_fill_flat(p, io, &d, &b, x + c0 * io->x_stride_c, count);
         else
             strip_fill(p, io, &d.strip, x + c0 * io->x_stride_c, count, b.od, b.oh, b.ow, b.strip);
-        for (int64_t m = b.m0; m < b.m1; m += panel) {
-            const int64_t width = min_i64(panel, all - m);
-            const real *weights = packed + c0 * d.taps * all + m * depth;
-            for (int64_t k0 = 0; k0 < depth; k0 += chain)
-                direct_panel(&d, &b, width / LANES, weights, k0, min_i64(k0 + chain, depth), block > 0 || k0 > 0,
-                             b.totals + (m - b.m0) * pixels);
-        }
+        direct_multiply(p, &d, &b, packed + c0 * d.taps * all, depth, block > 0);
     }
     for (int64_t m = b.m0; m < b.m1; m += panel) direct_store(p, io, &d, &b, m, b.totals + (m - b.m0) * pixels);
+    direct_store_rest(p, io, &d, &b);
 }
 
 ALGORITHM(direct);
