@@ -122,15 +122,16 @@ static direct_plan direct_plan_of(const conv_problem *p) {
     return d;
 }
 
-/* Dense enough for lanes full of channels, and a strip of bounded size: hostile dilations leave im2col_gemm. So do
- * one-tap filters of little depth over many pixels: transposing T is a third of their time there (Zen 3, depth 64: 75
- * GFLOP/s to im2col_gemm's 92; 256: 67 to 73; 1024: 90 to 84). */
+/* A strip of bounded size: hostile dilations leave im2col_gemm. So do one-tap filters of little depth over many pixels:
+ * transposing T is a third of their time there (Zen 3, depth 64: 75 GFLOP/s to im2col_gemm's 92; 256: 67 to 73; 1024:
+ * 90 to 84). The rest has nothing to transpose (128 to 2 channels: 20 to 33). */
 static int direct_accepts(const conv_problem *p) {
     const int64_t limit = 1 << 20, taps = p->kernel_d * p->kernel_h * p->kernel_w;
-    if (p->oc < LANES || p->ic == 0) return 0;
+    if (p->oc == 0 || p->ic == 0) return 0;
     if (taps > 1 << 12 || p->dilation_h > limit || p->dilation_w > limit) return 0;
     if (p->stride_h > limit || p->stride_w > limit) return 0;
-    if (taps == 1 && p->ic <= 256 && p->out_d * p->out_h * p->out_w >= 8 * TILE_V * LANES) return 0;
+    if (taps == 1 && p->ic <= 256 && p->oc > REST_MAX_R && p->out_d * p->out_h * p->out_w >= 8 * TILE_V * LANES)
+        return 0;
     const direct_plan d = direct_plan_of(p);
     return direct_elements(&d) * (int64_t)sizeof(real) <= 1 << 20;
 }

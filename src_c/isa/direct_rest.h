@@ -10,8 +10,9 @@
 
 #include "direct_tile.h"
 
-/* Channels and vectors of a tile whose accumulators fit beside the pixels and a weight. */
-#define REST_MAX_R (LANES / 2 < 8 ? LANES / 2 : 8)
+/* Channels and vectors of a tile whose accumulators fit beside the pixels and a weight. One channel less than a vector
+ * is no cheaper here. */
+#define REST_MAX_R (LANES == 2 ? 1 : LANES < 10 ? LANES - 2 : 8)
 #define REST_MAX_V 7
 #define REST_FITS(r, v) ((r) <= REST_MAX_R && ((r) + 1) * (v) < VECTOR_REGISTERS)
 
