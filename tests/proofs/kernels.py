@@ -1,0 +1,37 @@
+"""The checker of the kernels (tests/checker) on this CPU, on emulated ones, and under clang's sanitizers."""
+
+from __future__ import annotations
+
+CROSS = "aarch64-linux-gnu-gcc"
+CPUS = {  # the instruction sets that the emulator of each of these can run
+    "qemu-x86_64": {"Nehalem": "sse2", "SandyBridge": "sse2", "Haswell": "avx2 sse2", "max": "avx2 sse2"},
+    "qemu-aarch64": {"cortex-a53": "neon", "cortex-a72": "neon", "neoverse-n1": "neon", "max": "neon"},
+}
+
+
+def checker(job):
+    program = job.build_checker()
+    job.run(program, "--plants")
+    job.run(program, "--count", job.count, "--seed", job.seed)
+
+
+def emulated(job):
+    for emulator, cpus in CPUS.items():
+        cross = emulator == "qemu-aarch64"
+        if not job.has(emulator, *([CROSS] if cross else [])):
+            continue
+        program = job.build_checker("-static", **({"CC": CROSS} if cross else {"PYCONV_BUILD_ISAS": "sse2,avx2"}))
+        for cpu, isas in cpus.items():
+            for isa in isas.split():
+                arguments = (emulator, "-cpu", cpu, program, "--isa", isa)
+                job.run(*arguments, "--count", max(job.count // 100, 500), "--seed", job.seed)
+        job.run(emulator, "-cpu", "max", program, "--plants")
+
+
+def sanitized(job):
+    """Wrong accesses must end in the sanitizer's report, not in the checker's own handler: no plants here."""
+    clang = job.clang()
+    if clang is None:
+        return
+    program = job.build_checker("-fsanitize=address,undefined", "-fno-sanitize-recover=all", "-g", CC=clang)
+    job.run(program, "--count", max(job.count // 20, 500), "--seed", job.seed, ASAN_OPTIONS="detect_leaks=1")
