@@ -111,7 +111,7 @@ def test_info_prints_the_configuration(capsys):
     assert printed == capsys.readouterr().out
     for word in (pyconv.__version__, np.__version__, pyconv.config.isa(), pyconv.get_accuracy()):
         assert word in printed
-    assert re.search(rf"threads.*\b{pyconv.get_num_threads()}\b", printed)
+    assert re.search(rf"threads +{pyconv.config.config()['threads']}\n", printed)
 
 
 @POSIX
