@@ -1,0 +1,165 @@
+/* What direct.c decides by a problem's shape: which channels lie in lanes, panels, and blocks that fit the caches. */
+#ifndef DIRECT_PLAN_H
+#define DIRECT_PLAN_H
+
+#include "../cpu.h"
+#include "direct_pixels.h"
+#include "direct_tile.h"
+#include "strip.h"
+
+/* Most of the depth of a strip, since filling it costs once for each: with AVX-512 two chains (Golden Cove, 14 x 2
+ * tile, layers of ResNet-50: one 2 to 4 % slower, four no faster), else one (AVX2 there: two 2 to 5 % slower). */
+#define DIRECT_KC (VECTOR_BYTES == 64 ? 320 : 160)
+/* Columns of a block: longer rows (1-D signals) are cut. */
+#define DIRECT_COLS 480
+/* Output channels of a block: 128 terms of their weights are 128 KiB of floats. */
+#define DIRECT_OC 256
+
+typedef struct direct_plan {
+    int64_t depth, taps;
+    int64_t vectors;          /* of a panel */
+    int64_t rest;             /* how many of the last channels, or all, have pixels in lanes */
+    int64_t channels, blocks; /* input channels of a strip; how many strips */
+    int64_t row_blocks, col_blocks, oc_blocks;
+    int64_t oc_block; /* a multiple of the panel */
+    int flat;         /* one tap: pixels are numbered through the image, rows == 1 */
+    strip_layout strip;
+} direct_plan;
+
+INLINE int64_t direct_row(const conv_problem *p, int flat) { return flat ? p->out_d * p->out_h * p->out_w : p->out_w; }
+
+/* Channels with pixels in lanes that a block may have. */
+INLINE int64_t direct_block_rest(const direct_plan *d, int64_t oc) {
+    return d->rest < oc ? d->rest : min_i64(d->oc_block, oc);
+}
+
+/* Elements of scratch: strip, totals and offsets. Pixels in lanes may be read a vector behind the strip. */
+static int64_t direct_elements(const direct_plan *d, int64_t oc) {
+    const int64_t offsets = (d->channels * d->taps * (int64_t)sizeof(int64_t)) / (int64_t)sizeof(real);
+    const int64_t lanes = d->rest < oc ? d->strip.rows * d->strip.cols * d->oc_block : 0;
+    const int64_t pixels = d->strip.rows * pixels_pitch(d->strip.cols) * direct_block_rest(d, oc);
+    return d->channels * d->strip.channel_pitch + lanes + pixels + PIXELS_MAX_V * LANES + offsets;
+}
+
+/* Pixels of the largest tile with v vectors (DIRECT_FITS). */
+INLINE int64_t direct_most_pixels(int64_t v) { return min_i64((VECTOR_REGISTERS - 1) / v - 1, DIRECT_MAX_S); }
+
+/* Terms of a chain: equal ones, and no short rest, of at most a quarter more than chain_terms. A chain's panel of 2
+ * vectors is 8 KiB with AVX2, 16 to 20 KiB with AVX-512: a quarter to 40 % of L1. */
+INLINE int64_t direct_chain(const conv_problem *p, int64_t depth) {
+    const int64_t terms = chain_terms(p), longest = p->exact ? terms : terms + terms / 4;
+    return ceil_div(depth, ceil_div(depth, longest));
+}
+
+/* Half cycles that a tile needs per term: two FMAs and two loads a cycle, four cycles of latency. */
+INLINE int64_t tile_cost(int64_t fmas, int64_t loads) { return max_i64(max_i64(fmas, loads), 8); }
+
+/* The same of a panel of v vectors, and of channels with pixels in lanes, for a row. */
+static int64_t panel_cost(int64_t row, int64_t v) {
+    const int64_t tiles = ceil_div(row, direct_most_pixels(v)), size = row / tiles, larger = row % tiles;
+    return (tiles - larger) * tile_cost(size * v, size + v) + larger * tile_cost((size + 1) * v, size + 1 + v);
+}
+
+static double pixels_cost(int64_t row, int64_t channels) {
+    const int64_t r = pixels_channels(channels), most = pixels_vectors(channels), vectors = ceil_div(row, LANES);
+    const int64_t tiles = ceil_div(vectors, most), v = ceil_div(vectors, tiles), more = channels % r;
+    const double whole = (double)(channels / r) * (double)tile_cost(r * v, r + v);
+    return (double)tiles * (whole + (more ? (double)tile_cost(more * v, more + v) : 0));
+}
+
+/* What costs the fewest cycles for rows of this length: panels of how many vectors, the last one having those that are
+ * left, and which channels have pixels in lanes: none, those that are less than a vector, or all. With AVX2, 33
+ * channels are 2 + 2 vectors and one channel; 7 columns are 4 + 3 with 3 vectors. Sums in lanes are stored, transposed
+ * and stored again, 6 half cycles a vector, pixels in lanes stored once if one chain is all. */
+static void choose_lanes(const conv_problem *p, direct_plan *d, int64_t row) {
+    const int64_t few = p->oc % LANES, tries[3] = {0, few <= PIXELS_MAX_R ? few : 0, p->oc};
+    const int64_t once = direct_chain(p, d->depth) == d->depth;
+    double best = 0;
+    for (int i = 0; i < 3; i++) {
+        const int64_t rest = tries[i], all = ceil_div(p->oc - rest, LANES);
+        const double pixels = (double)ceil_div(row, LANES) * (double)rest, lanes = (double)row * (double)all;
+        const double store = (6 * lanes + (once ? 2 : 6) * pixels) / (double)d->depth;
+        for (int64_t v = 2; v <= DIRECT_MAX_V; v++) {
+            const double panels = (double)(all / v) * (double)panel_cost(row, v);
+            const double last = all % v ? (double)panel_cost(row, all % v) : 0;
+            const double cost = panels + last + (rest ? pixels_cost(row, rest) : 0) + store;
+            if (best == 0 || cost < best) best = cost, d->vectors = v, d->rest = rest;
+        }
+    }
+    if (d->rest == p->oc) d->vectors = max_i64(2, PIXELS_R / LANES);
+}
+
+/* Strip and totals may take half of L2; the other half is for weights and y. At least one row, in short pieces if need
+ * be. */
+static direct_plan direct_plan_of(const conv_problem *p) {
+    direct_plan d;
+    d.taps = p->kernel_d * p->kernel_h * p->kernel_w;
+    d.depth = p->ic * d.taps;
+    d.flat = d.taps == 1;
+    const int64_t row = direct_row(p, d.flat), all_rows = d.flat ? 1 : p->out_h;
+    choose_lanes(p, &d, min_i64(row, DIRECT_COLS));
+    const int64_t channels = d.rest < p->oc ? p->oc - d.rest : p->oc; /* a few more are a block's last */
+    const int64_t panel = d.vectors * LANES, panels = ceil_div(channels, panel);
+    d.blocks =
+        ceil_div(p->ic, max_i64(DIRECT_KC / d.taps, 1)); /* of about the same depth: a short chain costs a pass too */
+    d.channels = ceil_div(p->ic, d.blocks);
+    d.blocks = ceil_div(p->ic, d.channels);
+    /* Blocks of output channels: as few as DIRECT_OC allows, but two where one image has few tasks (small outputs with
+     * enough taps that filling the strip twice does not show). */
+    const int few = row * all_rows <= 256 && d.taps >= 4;
+    d.oc_blocks = max_i64(ceil_div(panels * panel, DIRECT_OC), min_i64(few ? 4 : 2, panels / 4));
+    d.oc_blocks = max_i64(d.oc_blocks, 1);
+    d.oc_block = ceil_div(panels, d.oc_blocks) * panel;
+    d.oc_blocks = ceil_div(channels, d.oc_block);
+    const int64_t room = cpu_cache_sizes()->l2 / 2 / (int64_t)sizeof(real);
+    d.col_blocks = ceil_div(row, DIRECT_COLS);
+    d.row_blocks = 1;
+    for (;;) {
+        const int64_t rows = ceil_div(all_rows, d.row_blocks), tile = d.rest ? pixels_vectors(d.rest) * LANES : 1;
+        int64_t cols = ceil_div(row, d.col_blocks);
+        if (cols < row && cols > 2 * tile) cols = ceil_div(cols, tile) * tile;
+        d.strip = strip_layout_of(p, rows, cols);
+        if (direct_elements(&d, p->oc) <= room || (rows == 1 && cols <= 16)) break;
+        if (rows > 1)
+            d.row_blocks = ceil_div(all_rows, rows > 4 ? rows * 3 / 4 : rows - 1);
+        else
+            d.col_blocks = ceil_div(row, max_i64(cols / 2, 16));
+    }
+    d.row_blocks = ceil_div(all_rows, d.strip.rows);
+    d.col_blocks = ceil_div(row, d.strip.cols);
+    return d;
+}
+
+/* One block of the output: where it lies, and its scratch. */
+typedef struct direct_block {
+    int64_t n, group, od, oh, ow, rows, cols;
+    int64_t m0, m1;   /* output channels of panels */
+    int64_t r0, rest; /* the first one with pixels in lanes, and how many */
+    real *strip, *totals, *rest_totals;
+    int64_t *offsets;
+} direct_block;
+
+static direct_block direct_block_of(const conv_problem *p, const direct_plan *d, size_t task, void *scratch) {
+    direct_block b;
+    const int64_t row = direct_row(p, d->flat);
+    int64_t t = (int64_t)task;
+    b.m0 = t % d->oc_blocks * d->oc_block, t /= d->oc_blocks;
+    b.ow = t % d->col_blocks * d->strip.cols, t /= d->col_blocks;
+    b.oh = t % d->row_blocks * d->strip.rows, t /= d->row_blocks;
+    b.od = d->flat ? 0 : t % p->out_d, t /= d->flat ? 1 : p->out_d;
+    b.group = t % p->groups, b.n = t / p->groups;
+    const int64_t lanes = p->oc - d->rest;
+    b.m1 = max_i64(min_i64(b.m0 + d->oc_block, lanes), b.m0);
+    b.r0 = max_i64(b.m0, lanes);
+    b.rest = lanes == 0 ? min_i64(d->oc_block, p->oc - b.m0) : b.m1 == lanes ? d->rest : 0;
+    b.cols = min_i64(d->strip.cols, row - b.ow);
+    b.rows = d->flat ? 1 : min_i64(d->strip.rows, p->out_h - b.oh);
+    b.offsets = scratch;
+    b.strip = (real *)scratch +
+              ceil_div(d->channels * d->taps * (int64_t)sizeof(int64_t), CONV_ALIGN) * CONV_ALIGN / sizeof(real);
+    b.totals = b.strip + d->channels * d->strip.channel_pitch;
+    b.rest_totals = b.totals + (lanes ? d->strip.rows * d->strip.cols * d->oc_block : 0);
+    return b;
+}
+
+#endif
