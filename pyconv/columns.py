@@ -9,7 +9,7 @@ from __future__ import annotations
 import numpy as np
 
 from .fold_problem import Windows
-from .reference import ACCUMULATORS
+from .reference import sums_dtype
 
 
 def gather(image: np.ndarray, windows: Windows) -> np.ndarray:
@@ -35,8 +35,7 @@ def scatter_add(columns: np.ndarray, windows: Windows, image: np.ndarray) -> Non
 def fold(columns: np.ndarray, windows: Windows) -> np.ndarray:
     """Return the image that columns (..., C, kh, kw, rows, columns) add up to; halves are added in float32."""
     dtype = columns.dtype
-    sums = np.float32 if dtype.itemsize == 2 and dtype.name in ACCUMULATORS else dtype
-    image = np.zeros((*columns.shape[:-4], *windows.size), sums)
+    image = np.zeros((*columns.shape[:-4], *windows.size), sums_dtype(dtype))
     with np.errstate(all="ignore"):  # Inf - Inf is NaN, as in the kernels
         scatter_add(columns, windows, image)
         return image.astype(dtype, copy=False)

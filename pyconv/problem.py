@@ -85,6 +85,12 @@ class ConvProblem(NamedTuple):
         return (self.groups * self.oc, self.ic, *kernel)
 
 
+def sizes_by_kind(problem: ConvProblem, *kinds: str) -> list[list[int]]:
+    """Return, for each kind of size ('in', 'kernel', ...), those of the axes that the arrays have."""
+    letters = AXES[3 - problem.rank :]
+    return [[getattr(problem, f"{kind}_{letter}") for letter in letters] for kind in kinds]
+
+
 def fail(kind: type[Exception], function: str, argument: str, rule: str, got: object) -> NoReturn:
     """Raise `kind` with the one form that messages about user input have."""
     text = repr(got)

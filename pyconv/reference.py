@@ -21,6 +21,16 @@ ACCUMULATORS = {"float16": np.float32, "bfloat16": np.float32, "float32": np.flo
 CHAIN = 128
 
 
+def sums_dtype(dtype: np.dtype | str) -> np.dtype:
+    """Return the dtype in which several results of a dtype are added up: float32 for halves, else itself.
+
+    >>> sums_dtype("float16")
+    dtype('float32')
+    """
+    dtype = np.dtype(dtype)
+    return np.dtype(ACCUMULATORS[dtype.name]) if dtype.name in ("float16", "bfloat16") else dtype
+
+
 class ReferencePlan:
     """The plan (see plan.py) that computes with NumPy alone."""
 

@@ -33,12 +33,11 @@ from numpy.lib.stride_tricks import as_strided
 from . import config, transposed_columns
 from .activation import activate
 from .plan import algorithms, plan_for
-from .problem import AXES, ConvProblem, choice, fail, plain_problem
-from .reference import ACCUMULATORS
+from .problem import ConvProblem, choice, fail, plain_problem, sizes_by_kind
+from .reference import ACCUMULATORS, sums_dtype
 from .transposed_columns import MOST_CHANNELS, ColumnsPlan, channels_swapped
 
 GEMM = "im2col_gemm"
-NARROW = ("float16", "bfloat16")
 
 
 class Phase(NamedTuple):
@@ -186,13 +185,9 @@ class TransposedPlan:
     def __init__(self, problem: ConvProblem, algorithm: str | None):
         self.problem = problem
         self.algorithm, self.isa = algorithm, config.isa()
-        letters = AXES[3 - problem.rank :]
-        x_size, y_size, kernel, stride, dilation, pad = (
-            [getattr(problem, f"{name}_{letter}") for letter in letters]
-            for name in ("out", "in", "kernel", "stride", "dilation", "pad")
-        )
-        self.kernel = kernel
-        axes = [phases_of_axis(*one) for one in zip(x_size, y_size, kernel, stride, dilation, pad, strict=True)]
+        sizes = sizes_by_kind(problem, "out", "in", "kernel", "stride", "dilation", "pad")
+        x_size, y_size, self.kernel, *_ = sizes
+        axes = [phases_of_axis(*one) for one in zip(*sizes, strict=True)]
         channels, runs = problem.groups * problem.ic, runs_of_phases(axes[-1])
         if takes_runs(problem, axes[-1]):
             pieces = [
@@ -266,18 +261,15 @@ class WeightGradientPlan:
         self.algorithm = algorithm
         least = LEAST_DEPTH if taps == 1 else LEAST_DEPTH_OF_TAPS
         self.images = max(1, min(p.n, -(-least // outputs)))
-        # Halves are summed in float32 and rounded once.
-        narrow = self.images < p.n and p.dtype in NARROW
-        self.sums = np.dtype(np.float32 if narrow else p.dtype)
+        self.sums = sums_dtype(p.dtype) if self.images < p.n else np.dtype(p.dtype)
         self.channels_are_pixels = p.rank < 3
         self.plans = {n: self.plan_of(n) for n in (self.images, p.n % self.images) if n or not p.n}
 
     def plan_of(self, n: int):
         """Return the plan of the convolution for n images."""
         p = self.problem
-        names = ("in", "kernel", "out", "dilation", "stride", "pad")  # as the convolution of x with dy has them
-        axes = [tuple(getattr(p, f"{name}_{letter}") for name in names) for letter in AXES[3 - p.rank :]]
-        axes = [(size, taps, filters, step, apart, pad) for size, taps, filters, step, apart, pad in axes]
+        # As the convolution of x with dy has them: in, out, kernel, stride, dilation, pad.
+        axes = list(zip(*sizes_by_kind(p, "in", "kernel", "out", "dilation", "stride", "pad"), strict=True))
         if self.channels_are_pixels:
             axes.append((p.ic, p.ic, 1, 1, 1, 0))
         counts = (1 if self.channels_are_pixels else p.ic, p.groups, n, p.oc)

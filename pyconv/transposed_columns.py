@@ -20,7 +20,8 @@ from . import config
 from .activation import GELU, activate
 from .fold_problem import met
 from .plan import plan_for
-from .problem import AXES, COMPILED_DTYPES, ConvProblem, plain_problem
+from .problem import COMPILED_DTYPES, ConvProblem, plain_problem, sizes_by_kind
+from .reference import sums_dtype
 
 MOST_CHANNELS = 15  # a vector of 16 floats is full with more
 LEAST_DEPTH = 32  # products for each of the additions, which NumPy does
@@ -56,17 +57,19 @@ class ColumnsPlan:
     def __init__(self, problem: ConvProblem, algorithm: str | None):
         self.problem = p = problem
         self.algorithm, self.isa = algorithm, config.isa()
-        letters = AXES[3 - p.rank :]
-        self.x_size, self.y_size, self.kernel, self.stride, self.dilation, self.pad = (
-            [getattr(p, f"{name}_{letter}") for letter in letters]
-            for name in ("out", "in", "kernel", "stride", "dilation", "pad")
+        self.x_size, self.y_size, self.kernel, self.stride, self.dilation, self.pad = sizes_by_kind(
+            p, "out", "in", "kernel", "stride", "dilation", "pad"
         )
-        self.sums = np.dtype(np.float32) if np.dtype(p.dtype).itemsize == 2 else np.dtype(p.dtype)
+        self.sums = sums_dtype(p.dtype)
         self.channels = p.groups * p.ic
         row = self.channels * prod(self.kernel) * prod(self.x_size[1:])
         # Whole images, or some rows of one.
         self.rows = max(1, min(self.x_size[0], BLOCK // row))
-        self.images = max(1, BLOCK // (row * self.x_size[0])) if self.rows == self.x_size[0] else 1
+        most = max(1, BLOCK // (row * self.x_size[0])) if self.rows == self.x_size[0] else 1
+        self.images = max(1, min(most, p.n))
+        self.rest = self.x_size[0] % self.rows
+        blocks = product({self.images, p.n % self.images} - {0}, {self.rows, self.rest} - {0})
+        self.plans = {block: self.product_plan(*block) for block in blocks}
 
     def product_plan(self, images: int, rows: int):
         """Return the plan of the matrix product for some rows of some images."""
@@ -81,9 +84,8 @@ class ColumnsPlan:
         p = self.problem
         filters = channels_swapped(weight.reshape(p.groups, p.oc, p.ic * prod(self.kernel)))
         filters = filters.reshape(*filters.shape, *[1] * p.rank)
-        rest = self.x_size[0] % self.rows
-        packed = self.product_plan(1, self.rows).pack(filters, None)
-        of_rest = self.product_plan(1, rest).pack(filters, None) if rest else None
+        packed = self.plans[self.images, self.rows].pack(filters, None)
+        of_rest = self.plans[self.images, self.rest].pack(filters, None) if self.rest else None
         return packed, of_rest, bias
 
     def run(self, x: np.ndarray, packed, y: np.ndarray, residual: np.ndarray | None = None) -> None:
@@ -111,7 +113,7 @@ class ColumnsPlan:
             rows = min(self.rows, self.x_size[0] - row)
             columns = np.empty((len(x), self.channels * prod(self.kernel), rows, *self.x_size[1:]), self.sums)
             part = whole if rows == self.rows else of_rest
-            self.product_plan(len(x), rows).run(x[:, :, row : row + rows], part, columns)
+            self.plans[len(x), rows].run(x[:, :, row : row + rows], part, columns)
             columns = columns.reshape(len(x), self.channels, *self.kernel, rows, *self.x_size[1:])
             for tap, where, target in self.taps(row, rows):
                 sums = total[(..., *target)]
