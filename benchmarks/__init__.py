@@ -2,6 +2,6 @@
 
 Data flow: ``layers`` (what is computed) -> ``measure`` (whose turn it is) -> ``workers`` (one process per library) ->
 ``libraries`` (how each library is called) and ``timing`` -> rows -> ``results`` -> ``report`` and ``chart``.
-A new library is one class in ``libraries.py``; a new operation is one method of those classes, and its arithmetic in
-``layers.py``.
+``family`` and ``family_libraries`` take the places of ``layers`` and ``libraries`` for the second table, ``--family``.
+A new library is one class in ``libraries.py``; a new call is one line in ``family.py``.
 """

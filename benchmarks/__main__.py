@@ -44,6 +44,7 @@ def _run_parser() -> argparse.ArgumentParser:
     )
     add = parser.add_argument
     add("--threads", type=_threads, default=[1], metavar="1,2", help="thread counts, one after the other (default 1)")
+    add("--family", action="store_true", help="the other table: transposed, gradients, number formats and more")
     add("--layers", type=_words, action="extend", default=[], metavar="GLOB,...", help="layer names or patterns")
     add("--layers-file", default=LAYERS_CSV, metavar="CSV", help="another layer table")
     add("--dense-twins", action="store_true", help="also time the dense layer of the same size of each grouped one")

@@ -13,6 +13,7 @@ from matplotlib.axes import Axes
 from matplotlib.ticker import FuncFormatter, LogLocator
 
 from . import results
+from .family_libraries import YARDSTICKS
 from .measure import Row
 
 mpl.use("Agg")
@@ -60,7 +61,7 @@ def _ratio_panel(axis: Axes, rows: Sequence[Row]) -> None:
     colours = ["#b7d7b0" if value >= 1 else "#f0b0a8" for value in best]
     axis.barh(range(len(rows)), [value - 1 for value in best], left=1, color=colours, height=0.8, label="best peer")
     everything = []
-    for peer in dict.fromkeys(key for row in rows for key in row["times"] if key != "pyconv"):
+    for peer in dict.fromkeys(key for row in rows for key in row["times"] if key not in ("pyconv", *YARDSTICKS)):
         points = [(results.ratio(row, peer), index) for index, row in enumerate(rows) if peer in row["times"]]
         colour, marker = STYLES.get(peer, ("#555555", "x"))
         axis.scatter(*zip(*points, strict=True), s=20, color=colour, marker=marker, label=peer, zorder=3)

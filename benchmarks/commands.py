@@ -12,10 +12,11 @@ from typing import Any
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from . import family, measure, report, results, sweep
 from . import layers as layer_table
-from . import measure, report, results, sweep
-from .libraries import LIBRARIES, Options
+from .libraries import Options
 from .measure import Bench, Plan, StopError, Subject
+from .suites import libraries
 
 QUICK = Plan(rounds=2, budget_ms=8.0)
 SWEEP = Plan(rounds=2, budget_ms=4.0)
@@ -31,7 +32,8 @@ def run(arguments: argparse.Namespace) -> int:
     plan = (QUICK if arguments.quick else Plan())._replace(bias=arguments.bias, clock=arguments.clock)
     plan = plan._replace(rounds=arguments.rounds or plan.rounds)
     settings = {
-        name: getattr(arguments, name) for name in ("dtype", "isa", "algorithm", "accuracy", "raw", "bias", "clock")
+        name: getattr(arguments, name)
+        for name in ("family", "dtype", "isa", "algorithm", "accuracy", "raw", "bias", "clock")
     }
     whole: dict[str, Any] = {
         "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
@@ -115,7 +117,8 @@ def run_sweep(arguments: argparse.Namespace) -> int:
 
 
 def _options(arguments: argparse.Namespace, threads: int) -> Options:
-    return Options(threads, arguments.dtype, arguments.isa, arguments.algorithm, arguments.accuracy)
+    chosen = arguments.dtype, arguments.isa, arguments.algorithm, arguments.accuracy
+    return Options(threads, *chosen, family=getattr(arguments, "family", False))
 
 
 def _progress(out: Console) -> Progress:
@@ -124,7 +127,9 @@ def _progress(out: Console) -> Progress:
     return Progress(text, *bar, console=out, transient=True, disable=not out.is_terminal)
 
 
-def _layers(arguments: argparse.Namespace) -> list[layer_table.Layer]:
+def _layers(arguments: argparse.Namespace) -> list[layer_table.Layer | family.Call]:
+    if arguments.family:
+        return layer_table.select(family.calls(), arguments.layers)
     chosen = layer_table.select(layer_table.read_layers(arguments.layers_file), arguments.layers)
     twins = [layer.dense_twin() for layer in chosen if layer.groups > 1] if arguments.dense_twins else []
     return chosen + twins
@@ -132,13 +137,14 @@ def _layers(arguments: argparse.Namespace) -> list[layer_table.Layer]:
 
 def _subjects(arguments: argparse.Namespace) -> tuple[list[Subject], list[str]]:
     """Choose the subjects, with notes on those that are left out."""
-    names = list(LIBRARIES) if arguments.peers is None else ["pyconv", *arguments.peers]
+    known = libraries(_options(arguments, 1))
+    names = list(known) if arguments.peers is None else ["pyconv", *arguments.peers]
     names = [name for name in names if name != "none" and not (name == "pyconv" and arguments.no_pyconv)]
-    subjects, notes = measure.installed_subjects(names, raw=arguments.raw)
+    subjects, notes = measure.installed_subjects(names, raw=arguments.raw, known=known)
     if not subjects:
         raise StopError("nothing to time: no pyconv and no peers")
     if arguments.isa and arguments.peers is None and _is_lowered(arguments.isa):
-        uncapped = [subject for subject in subjects if not LIBRARIES[subject.library].capped]
+        uncapped = [subject for subject in subjects if not known[subject.library].capped]
         subjects = [subject for subject in subjects if subject not in uncapped]
         why = "can't be held to a lower instruction set (name it in --peers to time it all the same)"
         notes += [f"{subject.key} is left out: it {why}" for subject in uncapped]

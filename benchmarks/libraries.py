@@ -1,6 +1,6 @@
 """One class per library: how it is imported, capped and called. All of it runs in that library's own worker process.
 
-To add a library, add a class to `LIBRARIES`; to add an operation, give the classes a method named like `Layer.op` that
+To add a library, add a class to `LIBRARIES`. An operation is a method of these classes, named like `Layer.op`, that
 takes ``(variant, layer, x, w, b)`` in NCHW and returns a `Timed`. Every library gets its data and weights prepared
 outside the timing, in the layout it likes best, and may keep its result in its own.
 """
@@ -31,13 +31,14 @@ class Options(NamedTuple):
     isa: str | None = None
     algorithm: str | None = None
     accuracy: str | None = None
+    family: bool = False  # which of the two tables is timed
 
 
 class Timed(NamedTuple):
-    """`call` is what is timed; `result` makes an NCHW array of what a call returned."""
+    """`call` is what is timed; `result` makes an NCHW array of what a call returned, None where none can be checked."""
 
     call: Callable[[], Any]
-    result: Callable[[Any], np.ndarray]
+    result: Callable[[Any], np.ndarray] | None
 
 
 class Library:
@@ -234,29 +235,39 @@ class OnnxRuntime(Library):
         """Prepare a session whose input and output are bound once, so that a call copies neither."""
         if self.options.dtype != "float32":
             raise UnsupportedError("its CPU convolution is float32 only")
+        geometry = {
+            "kernel_shape": layer.kernel, "strides": layer.stride, "pads": layer.padding * 2,
+            "dilations": layer.dilation, "group": layer.groups,
+        }  # fmt: skip
+        return self.session(onnx_model("Conv", x, {"w": w} if b is None else {"w": w, "b": b}, x.dtype, geometry), x)
+
+    def session(self, model: bytes, x: np.ndarray) -> Timed:
+        """Bind input and output of a model once."""
         ort = self.module
         options = ort.SessionOptions()
         options.intra_op_num_threads = self.options.threads
         options.inter_op_num_threads = 1
-        session = ort.InferenceSession(_onnx_model(layer, w, b), options, providers=["CPUExecutionProvider"])
+        session = ort.InferenceSession(model, options, providers=["CPUExecutionProvider"])
         binding = session.io_binding()
         binding.bind_cpu_input("x", x)
-        y = ort.OrtValue.ortvalue_from_shape_and_type(layer.y_shape, np.float32, "cpu")
+        first = session.run(None, {"x": x})[0]
+        y = ort.OrtValue.ortvalue_from_shape_and_type(first.shape, first.dtype, "cpu")
         binding.bind_ortvalue_output("y", y)
         return Timed(lambda: session.run_with_iobinding(binding), lambda _: y.numpy())
 
 
-def _onnx_model(layer: Layer, w: np.ndarray, b: np.ndarray | None) -> bytes:
+def onnx_model(
+    kind: str, x: np.ndarray, weights: dict[str, np.ndarray], y_type: np.dtype | type, attributes: dict[str, Any]
+) -> bytes:
+    """Make a model of one node whose inputs are x and, as initializers, the weights."""
     onnx = importlib.import_module("onnx")
-    helper, float32 = onnx.helper, onnx.TensorProto.FLOAT
-    weights = {"w": w} if b is None else {"w": w, "b": b}
-    geometry = {"strides": layer.stride, "pads": layer.padding * 2, "dilations": layer.dilation, "group": layer.groups}
-    node = helper.make_node("Conv", ["x", *weights], ["y"], kernel_shape=layer.kernel, **geometry)
+    helper = onnx.helper
+    x_number, y_number = (helper.np_dtype_to_tensor_dtype(np.dtype(dtype)) for dtype in (x.dtype, y_type))
     graph = helper.make_graph(
-        [node],
-        layer.op,
-        [helper.make_tensor_value_info("x", float32, layer.x_shape)],
-        [helper.make_tensor_value_info("y", float32, layer.y_shape)],
+        [helper.make_node(kind, ["x", *weights], ["y"], **attributes)],
+        kind,
+        [helper.make_tensor_value_info("x", x_number, x.shape)],
+        [helper.make_tensor_value_info("y", y_number, None)],
         [onnx.numpy_helper.from_array(array, name) for name, array in weights.items()],
     )
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 13)], ir_version=8)

@@ -12,8 +12,10 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, TypedDict
 
+from .family import Call
 from .layers import Layer
-from .libraries import LIBRARIES, ORACLES, Options, UnsupportedError
+from .libraries import LIBRARIES, ORACLES, Library, Options, UnsupportedError
+from .suites import libraries
 from .workers import PATH, Worker
 
 if TYPE_CHECKING:
@@ -63,7 +65,9 @@ class StopError(Exception):
     """A reason, one line long, why the benchmark can't go on."""
 
 
-def installed_subjects(names: Iterable[str], *, raw: bool = False) -> tuple[list[Subject], list[str]]:
+def installed_subjects(
+    names: Iterable[str], *, raw: bool = False, known: dict[str, type[Library]] = LIBRARIES
+) -> tuple[list[Subject], list[str]]:
     """Subjects for names of libraries (all of their variants) or variants.
 
     Returns
@@ -77,12 +81,12 @@ def installed_subjects(names: Iterable[str], *, raw: bool = False) -> tuple[list
     StopError
         A name is unknown.
     """
-    owners = {variant: library for library in LIBRARIES.values() for variant in library.variants}
+    owners = {variant: library for library in known.values() for variant in library.variants}
     wanted: dict[str, None] = {}
     for name in names:
-        if name not in LIBRARIES and name not in owners:
+        if name not in known and name not in owners:
             raise StopError(f"unknown peer {name!r}; there are: {', '.join(owners)}")
-        wanted |= dict.fromkeys(LIBRARIES[name].variants if name in LIBRARIES else [name])
+        wanted |= dict.fromkeys(known[name].variants if name in known else [name])
     subjects, missing = [], {}
     for variant in wanted:
         library = owners[variant]
@@ -122,7 +126,8 @@ class Bench:
         needed = dict.fromkeys(subject.library for subject in self.subjects)
         self._oracle = None
         if self.plan.check:
-            self._oracle = next((name for name in ORACLES if not LIBRARIES[name].missing()), None)
+            known = libraries(self.options)
+            self._oracle = next((name for name in ORACLES if not known[name].missing()), None)
             if self._oracle is None:
                 raise StopError(f"no result can be checked: none of {', '.join(ORACLES)} is installed")
             needed[self._oracle] = None
@@ -153,7 +158,7 @@ class Bench:
         """Measure the FMA peak of all threads together; None without pyconv's core."""
         return self._workers["pyconv"].ask("peak") if "pyconv" in self._workers else None
 
-    def measure(self, layer: Layer) -> Row:
+    def measure(self, layer: Layer | Call) -> Row:
         """Time one layer in all libraries, in turns, and check what they computed."""
         facts = {"layer": layer.to_dict(), "bias": self.plan.bias}
         path = str(self._folder / "reference.npz") if self._oracle else None
@@ -178,13 +183,13 @@ class Bench:
                         errors[key] = max(errors.get(key, 0.0), turn["error"])
         for worker in self._workers.values():
             worker.ask("release")
-        libraries = {subject.key: subject.library for subject in self.subjects}
+        owners = {subject.key: subject.library for subject in self.subjects}
         times: dict[str, Time] = {
             key: {
                 "us": min(values),
                 "median_us": statistics.median(values),
                 "error": errors.get(key),
-                "limit": self._limit(libraries[key]),
+                "limit": self._limit(owners[key]),
             }
             for key, values in samples.items()
         }

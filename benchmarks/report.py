@@ -21,10 +21,12 @@ SHORT = {
     "torch prepacked": "torch prepack",
     "onnxruntime": "ORT",
     "openvino": "OpenVINO",
+    "pyconv float32": "float32",
+    "numpy product": "product",
 }
 MISSING = "n/a"
 WRONG = "bold red"
-SUMMARY_TITLES = "layers", "x torch eager", "least", "x best peer", "least", "% of peak", "least"
+SUMMARY_RATIOS = {"x torch eager": "eager", "x best peer": "best", "x yardstick": "yardstick"}  # Summary's fields
 
 
 def console() -> Console:
@@ -117,7 +119,9 @@ def layer_table(rows: Sequence[Row], threads: int, peak: float | None) -> Table:
     keys = _keys(rows)
     title = f"{threads} thread(s): least us per call, ratios = peer's time / pyconv's, errors in u*sum|x*w|"
     columns = [SHORT.get(key, key) for key in keys]
-    columns = ["GFLOP/s", "% peak", *columns, "median", "x torch", "x best", "best peer", "error", "torch's"]
+    yardsticks = _has_yardsticks(rows)
+    columns = ["GFLOP/s", "% peak", *columns, "median", "x torch", "x best", "best peer"]
+    columns += [*(["x yardstick"] if yardsticks else []), "error", "torch's"]
     table = _table(title, ["layer"], columns)
     for row in rows:
         speed, best, times = results.gflops(row), results.best_peer(row), row["times"]
@@ -130,25 +134,39 @@ def layer_table(rows: Sequence[Row], threads: int, peak: float | None) -> Table:
             _ratio(results.ratio(row, EAGER)),
             _ratio(results.best_ratio(row)),
             SHORT.get(best, best or ""),
+            *([_ratio(results.yardstick_ratio(row))] if yardsticks else []),
             _error(row, "pyconv"),
             _error(row, EAGER),
         )
     return table
 
 
-def _summary_cells(line: Summary) -> list[str]:
-    eager, best = (
-        f"{least[0]:.2f} {least[1]}" if least else MISSING for least in (line["eager_least"], line["best_least"])
-    )
-    means = _number(line["eager"], ".2f"), _number(line["best"], ".2f")
-    return [str(line["layers"]), means[0], eager, means[1], best, _number(line["peak"]), _number(line["peak_least"])]
+def _summary(rows: Sequence[Row], peak: float | None) -> tuple[list[str], list[list[str]]]:
+    """Make titles and lines of the summary; of yardsticks only where there are any."""
+    lines = results.summary(rows, peak)
+    ratios = {title: key for title, key in SUMMARY_RATIOS.items() if key != "yardstick" or _has_yardsticks(rows)}
+    titles = ["layers", *(word for title in ratios for word in (title, "least")), "% of peak", "least"]
+    return titles, [_summary_cells(line, ratios.values()) for line in lines]
+
+
+def _summary_cells(line: Summary, ratios: Iterable[str]) -> list[str]:
+    cells = [line["name"], str(line["layers"])]
+    for key in ratios:
+        least = line[f"{key}_least"]
+        cells += [_number(line[key], ".2f"), f"{least[0]:.2f} {least[1]}" if least else MISSING]
+    return [*cells, _number(line["peak"]), _number(line["peak_least"])]
+
+
+def _has_yardsticks(rows: Iterable[Row]) -> bool:
+    return any(results.yardstick_ratio(row) for row in rows)
 
 
 def summary_table(rows: Sequence[Row], threads: int, peak: float | None) -> Table:
     """Make the table of geometric means and least values per class."""
-    table = _table(f"{threads} thread(s): geometric means", ["class of layers"], SUMMARY_TITLES)
-    for line in results.summary(rows, peak):
-        table.add_row(line["name"], *_summary_cells(line))
+    titles, lines = _summary(rows, peak)
+    table = _table(f"{threads} thread(s): geometric means", ["class of layers"], titles)
+    for line in lines:
+        table.add_row(*line)
     return table
 
 
@@ -178,7 +196,8 @@ def markdown(report: dict[str, Any]) -> str:
         peak = report["peak_gflops"].get(str(threads))
         keys = _keys(rows)
         titles = ["layer", "GFLOP/s", "% of peak", *(f"{key}, us" for key in keys)]
-        titles += ["x torch eager", "x best peer", "best peer"]
+        yardsticks = _has_yardsticks(rows)
+        titles += ["x torch eager", "x best peer", "best peer", *(["x yardstick"] if yardsticks else []), "error"]
         lines += ["", f"{threads} thread{'s' * (threads > 1)}, FMA peak {_number(peak)} GFLOP/s:", ""]
         lines += _heading(titles)
         for row in rows:
@@ -187,9 +206,11 @@ def markdown(report: dict[str, Any]) -> str:
             cells += [_number(100 * speed / peak if speed and peak else None)]
             cells += [_number(times[key]["us"], ".1f") if key in times else MISSING for key in keys]
             cells += [_number(results.ratio(row, EAGER), ".2f"), _number(results.best_ratio(row), ".2f")]
-            lines.append(_cells([*cells, results.best_peer(row) or ""]))
-        lines += ["", *_heading(["geometric means", *SUMMARY_TITLES])]
-        lines += [_cells([line["name"], *_summary_cells(line)]) for line in results.summary(rows, peak)]
+            cells += [results.best_peer(row) or ""]
+            cells += [_number(results.yardstick_ratio(row), ".2f")] if yardsticks else []
+            lines.append(_cells([*cells, str(_error(row, "pyconv"))]))
+        summary_titles, summary_lines = _summary(rows, peak)
+        lines += ["", *_heading(["geometric means", *summary_titles]), *map(_cells, summary_lines)]
     return "\n".join(lines) + "\n"
 
 

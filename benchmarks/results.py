@@ -12,9 +12,12 @@ from itertools import groupby
 from pathlib import Path
 from typing import Any, TypedDict
 
-from .layers import CLASSES, Layer
+from .family import Call, described
+from .family_libraries import YARDSTICKS
+from .layers import Layer
 from .libraries import EAGER
 from .measure import Row
+from .suites import classes
 from .timing import geometric_mean
 
 SCALING_FLOP = 20e6  # thread counts are compared on layers of at least this many operations
@@ -29,18 +32,20 @@ class Summary(TypedDict):
     eager_least: tuple[float, str] | None
     best: float | None
     best_least: tuple[float, str] | None
+    yardstick: float | None
+    yardstick_least: tuple[float, str] | None
     peak: float | None  # per cent
     peak_least: float | None
 
 
-def layer_of(row: Row) -> Layer:
-    """Make the row's columns a Layer again."""
-    return Layer(**row["layer"])
+def layer_of(row: Row) -> Layer | Call:
+    """Make the row's columns a Layer or a Call again."""
+    return described(row["layer"])
 
 
 def gflops(row: Row, key: str = "pyconv") -> float | None:
     """GFLOP/s of one library, or None."""
-    return layer_of(row).flop / row["times"][key]["us"] / 1e3 if key in row["times"] else None
+    return layer_of(row).flop / row["times"][key]["us"] / 1e3 or None if key in row["times"] else None
 
 
 def ratio(row: Row, peer: str | None) -> float | None:
@@ -51,13 +56,18 @@ def ratio(row: Row, peer: str | None) -> float | None:
 
 def best_peer(row: Row) -> str | None:
     """Name of the fastest peer, or None."""
-    peers = {peer: time["us"] for peer, time in row["times"].items() if peer != "pyconv"}
+    peers = {key: time["us"] for key, time in row["times"].items() if key != "pyconv" and key not in YARDSTICKS}
     return min(peers, key=peers.get) if peers else None
 
 
 def best_ratio(row: Row) -> float | None:
     """`ratio` to the fastest peer, or None."""
     return ratio(row, best_peer(row))
+
+
+def yardstick_ratio(row: Row) -> float | None:
+    """`ratio` to the row's yardstick (family_libraries.py), or None."""
+    return next((ratio(row, key) for key in YARDSTICKS if key in row["times"]), None)
 
 
 def by_threads(rows: Iterable[Row]) -> list[tuple[int, list[Row]]]:
@@ -81,11 +91,12 @@ def wrong(rows: Iterable[Row]) -> list[str]:
 def summary(rows: Sequence[Row], peak: float | None = None) -> list[Summary]:
     """Sum up per class of layers; `rows` of one thread count, `peak` its FMA peak in GFLOP/s."""
     lines = []
-    for name, belongs in CLASSES.items():
+    for name, belongs in classes(map(layer_of, rows)).items():
         chosen = [row for row in rows if not layer_of(row).is_twin and belongs(layer_of(row))]
         if chosen:
             eager = {row["layer"]["name"]: value for row in chosen if (value := ratio(row, EAGER))}
             best = {row["layer"]["name"]: value for row in chosen if (value := best_ratio(row))}
+            yard = {row["layer"]["name"]: value for row in chosen if (value := yardstick_ratio(row))}
             shares = [100 * speed / peak for row in chosen if peak and (speed := gflops(row))]
             line: Summary = {
                 "name": name,
@@ -94,6 +105,8 @@ def summary(rows: Sequence[Row], peak: float | None = None) -> list[Summary]:
                 "eager_least": _least(eager),
                 "best": geometric_mean(best.values()),
                 "best_least": _least(best),
+                "yardstick": geometric_mean(yard.values()),
+                "yardstick_least": _least(yard),
                 "peak": geometric_mean(shares),
                 "peak_least": min(shares, default=None),
             }

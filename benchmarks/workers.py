@@ -20,14 +20,20 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from . import timing
-from .layers import Layer
-from .libraries import LIBRARIES, Options, Timed, UnsupportedError
+from .family import described
+from .libraries import Options, Timed, UnsupportedError
+from .suites import libraries
 
 if TYPE_CHECKING:
     from typing_extensions import Self
 
 ROOT = Path(__file__).resolve().parent.parent
-UNIT_ROUNDOFF = {"float32": 2.0**-24, "float64": 2.0**-53}
+UNIT_ROUNDOFF = {
+    "float64": 2.0**-53,
+    "complex128": 2.0**-53,
+    "float16": 2.0**-11,
+    "bfloat16": 2.0**-8,
+}  # and 2**-24 in all others; the integers' sums are exact in float64
 
 # The repository's root goes to the end of the path: an installed pyconv, with its compiled core, is found before the
 # source folder. What PYTHONPATH names still comes first.
@@ -59,7 +65,7 @@ class Worker:
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=self._log,
-            env=os.environ | LIBRARIES[library].environment(options),
+            env=os.environ | libraries(options)[library].environment(options),
             text=True,
             encoding="utf-8",
         )
@@ -129,12 +135,12 @@ class Server:
     def start(self, library: str, options: dict[str, Any]) -> dict[str, Any]:
         """Import the library and tell about it."""
         self._options = Options(**options)
-        self._library = LIBRARIES[library](self._options)
+        self._library = libraries(self._options)[library](self._options)
         return self._library.about()
 
     def prepare(self, key: str, variant: str, layer: dict[str, Any], *, bias: bool, reference: str | None) -> None:
         """Make a layer ready for its turns as `key`; `reference` is the file to compare its results with."""
-        wanted = Layer(**layer)
+        wanted = described(layer)
         operation = getattr(self._library, wanted.op, None)
         if operation is None:
             raise UnsupportedError(f"no {wanted.op}")
@@ -144,7 +150,8 @@ class Server:
         """Time a prepared layer: microseconds per call of each sample, the error of a result (None: not checked)."""
         timed, reference = self._jobs[key]
         microseconds = timing.time_turn(timed.call, budget_ms, clock)
-        error = None if reference is None else error_of(timed.result(timed.call()), reference)
+        checked = reference is not None and timed.result is not None
+        error = error_of(timed.result(timed.call()), reference) if checked else None
         timing.settle()
         return {"us": microseconds, "error": error}
 
@@ -157,15 +164,21 @@ class Server:
 
         For a float64 layer that is another float64 result, not a better one: errors are differences then.
         """
-        wanted = Layer(**layer)
-        tensors = [a if a is None else a.astype(np.float64) for a in wanted.data(self._options.dtype, bias=bias)]
+        wanted = described(layer)
+        tensors = [a if a is None else widened(a) for a in wanted.data(self._options.dtype, bias=bias)]
         y = self._library.reference(wanted, *tensors)
         unit = self._library.reference(wanted, *(a if a is None else np.abs(a) for a in tensors))
-        np.savez(path, y=y, unit=UNIT_ROUNDOFF[self._options.dtype] * unit)
+        dtype = getattr(wanted, "dtype", self._options.dtype)
+        np.savez(path, y=y, unit=UNIT_ROUNDOFF.get(dtype, 2.0**-24) * unit)
 
     def peak(self) -> float | None:
         """GFLOP/s of fused multiply-adds alone, or None."""
         return self._library.peak_gflops()
+
+
+def widened(array: np.ndarray) -> np.ndarray:
+    """Make float64 or complex128 of any numbers."""
+    return array.astype(np.complex128 if array.dtype.kind == "c" else np.float64)
 
 
 def error_of(y: np.ndarray, path: str) -> float:
@@ -174,7 +187,7 @@ def error_of(y: np.ndarray, path: str) -> float:
         expected, unit = file["y"], file["unit"]
     if y.shape != expected.shape:
         return math.inf
-    largest = float(np.max(np.abs(y - expected) / np.maximum(unit, np.finfo(np.float64).tiny)))
+    largest = float(np.max(np.abs(widened(y) - expected) / np.maximum(unit, np.finfo(np.float64).tiny)))
     return math.inf if math.isnan(largest) else largest
 
 
