@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import importlib
+import importlib.util
 import sys
 from datetime import datetime, timezone
 from pathlib import Path
@@ -129,7 +130,9 @@ def _progress(out: Console) -> Progress:
 
 def _layers(arguments: argparse.Namespace) -> list[layer_table.Layer | family.Call]:
     if arguments.family:
-        return layer_table.select(family.calls(), arguments.layers)
+        has_bfloat16 = importlib.util.find_spec("ml_dtypes") is not None
+        calls = [call for call in family.calls() if call.dtype != "bfloat16" or has_bfloat16]
+        return layer_table.select(calls, arguments.layers)
     chosen = layer_table.select(layer_table.read_layers(arguments.layers_file), arguments.layers)
     twins = [layer.dense_twin() for layer in chosen if layer.groups > 1] if arguments.dense_twins else []
     return chosen + twins

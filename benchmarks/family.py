@@ -202,12 +202,10 @@ def halves() -> Iterator[Call]:
     for dtype in ("float16", "bfloat16"):
         for one in read_layers():
             cut = slice(-one.ndim, None)
-            geometry = {"stride": one.stride, "padding": one.padding, "dilation": one.dilation}
-            yield Call(
-                f"{dtype}.{one.name}", f"conv{one.ndim}d",
-                {name: (*shape[:2], *shape[2:][cut]) for name, shape in (("input", one.x_shape), ("weight", one.w_shape))},
-                {**{name: value[cut] for name, value in geometry.items()}, "groups": one.groups}, dtype,
-            )  # fmt: skip
+            shapes = {name: (*s[:2], *s[2:][cut]) for name, s in (("input", one.x_shape), ("weight", one.w_shape))}
+            geometry = {"stride": one.stride[cut], "padding": one.padding[cut], "dilation": one.dilation[cut]}
+            name = f"{dtype}.{one.name}"
+            yield Call(name, f"conv{one.ndim}d", shapes, {**geometry, "groups": one.groups}, dtype)
 
 
 def formats() -> Iterator[Call]:
@@ -243,11 +241,9 @@ def quantized() -> Iterator[Call]:
         "dw3x3_144": ((1, 144, 56, 56), (144, 1, 3, 3), {"padding": 1, "groups": 144}),
     }
     for name, (x, w, more) in rows.items():
-        shapes = {"x": x, "w": w}
-        yield Call(f"quantized.conv_integer.{name}", "quantized.conv_integer", shapes, {**zeros, **more}, "uint8")
-        yield Call(
-            f"quantized.qlinear_conv.{name}", "quantized.qlinear_conv", shapes, {**zeros, **scales, **more}, "uint8"
-        )
+        for function, values in (("conv_integer", zeros), ("qlinear_conv", {**zeros, **scales})):
+            call = f"quantized.{function}"
+            yield Call(f"{call}.{name}", call, {"x": x, "w": w}, {**values, **more}, "uint8")
 
 
 def windows() -> Iterator[Call]:
@@ -264,6 +260,5 @@ def per_sample() -> Iterator[Call]:
     """Filters of each sample's own: modulated convolutions, and the cross-correlation of trackers."""
     shapes = {"input": (8, 64, 32, 32), "weight": (8, 64, 64, 3, 3)}
     yield Call("per sample.modulated_64", "conv2d", shapes, {"padding": 1})
-    yield Call(
-        "per sample.siamese_256", "conv2d", {"input": (8, 256, 31, 31), "weight": (8, 256, 1, 7, 7)}, {"groups": 256}
-    )
+    shapes = {"input": (8, 256, 31, 31), "weight": (8, 256, 1, 7, 7)}
+    yield Call("per sample.siamese_256", "conv2d", shapes, {"groups": 256})

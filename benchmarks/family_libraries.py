@@ -86,7 +86,7 @@ class TorchFamily(Torch):
             raise UnsupportedError("it has other quantised operators than ONNX")
         if call.is_per_sample:
             return self._per_sample(call, *tensors)
-        if call.function == "conv2d" or call.function == "conv1d":
+        if call.function in ("conv1d", "conv2d"):
             return self._convolution(call, *tensors)
         module, _, name = call.function.rpartition(".")
         function = getattr(self.module.nn.grad if module else self.module.nn.functional, name)
