@@ -133,35 +133,71 @@ def test_error_inputs(nd, dtype):
     assert refused >= 8
 
 
-def gradients_of(nd, change, tensors, arguments):
+def with_numbers(x, w, stride=1, padding=0, dilation=1, groups=1):
+    """The arguments as torch.nn.grad's can be: a batch, padding in numbers. 'same' may want a zero more at the end."""
+    nd = w.ndim - 2
+    x = x if x.ndim == w.ndim else x[None]
+    if isinstance(padding, str):
+        steps = np.broadcast_to(dilation, nd)
+        totals = [int(d) * (k - 1) if padding == "same" else 0 for d, k in zip(steps, w.shape[2:])]
+        x = np.pad(x, [(0, 0), (0, 0), *((0, total % 2) for total in totals)])
+        padding = [total // 2 for total in totals]
+    return x, {"stride": stride, "padding": padding, "dilation": dilation, "groups": groups}
+
+
+def conv_gradients(nd, x, w, dy, **arguments):
+    """pyconv's gradients of a convolution with respect to input and weight."""
+    of_input, of_weight = (getattr(nn.grad, f"conv{nd}d_{what}") for what in ("input", "weight"))
+    batch, arguments = with_numbers(x, w, **arguments)
+    dy = dy.reshape(len(batch), *dy.shape[-nd - 1 :])
+    dx = of_input(batch.shape, w, dy, **arguments)
+    inside = tuple(slice(0, n) for n in x.shape[-nd:])
+    return dx[(..., *inside)].reshape(x.shape), of_weight(batch, w.shape, dy, **arguments)
+
+
+def transposed_gradients(nd, x, w, dy, output_padding=0, **arguments):
+    """The same of a transposed one: a convolution, and the weight's gradient with dy in the input's place.
+
+    output_padding of a stride or more makes room for more elements of x, which are zeros.
+    """
+    of_weight = getattr(nn.grad, f"conv{nd}d_weight")
+    batch = x if x.ndim == nd + 2 else x[None]
+    dy = dy.reshape(len(batch), *dy.shape[-nd - 1 :])
+    dx = CONV[nd](dy, w.conj() if w.dtype.kind == "c" else w, None, **arguments)
+    batch = np.pad(batch, [(0, more - n) for more, n in zip((*batch.shape[:2], *dx.shape[2:]), batch.shape)])
+    dw = of_weight(dy, w.shape, batch, **arguments)  # it conjugates dy, not x
+    inside = tuple(slice(0, n) for n in x.shape[-nd:])
+    return dx[(..., *inside)].reshape(x.shape), dw.conj() if dw.dtype.kind == "c" else dw
+
+
+def gradients_of(name, change, tensors, arguments):
     """torch.autograd's gradients of input and weight, all changed."""
     x, w, dy = (change(tensor) for tensor in tensors)
-    y = OPERATORS[f"conv{nd}d"].op(x.requires_grad_(), w.requires_grad_(), None, **arguments)
+    y = OPERATORS[name].op(x.requires_grad_(), w.requires_grad_(), None, **arguments)
     return torch.autograd.grad(y, (x, w), dy)
 
 
 @pytest.mark.parametrize("dtype", FLOATING, ids=str)
-@pytest.mark.parametrize("nd", CONV)
-def test_gradients_of_the_samples(nd, dtype):
-    """torch.autograd's, of every sample that torch.nn.grad's arguments can say: batches, padding in numbers."""
-    of_input, of_weight = (getattr(nn.grad, f"conv{nd}d_{what}") for what in ("input", "weight"))
-    ran = 0
-    for sample in samples(f"conv{nd}d", dtype, requires_grad=True):
-        names = ("weight", "bias", "stride", "padding", "dilation", "groups")
+@pytest.mark.parametrize("name", OURS)
+def test_gradients_of_the_samples(name, dtype):
+    """torch.autograd's, of every sample of all six convolutions."""
+    nd, transposed = int(name[-2]), "transpose" in name
+    names = ["weight", "bias", "stride", "padding", "dilation", "groups"]
+    if transposed:
+        names[4:] = ["output_padding", "groups", "dilation"]
+    ran = samples(name, dtype, requires_grad=True)
+    for sample in ran:
         arguments = {**dict(zip(names, sample.args)), **sample.kwargs}
         x, w = sample.input, arguments.pop("weight")
         arguments.pop("bias", None)
-        if x.dim() == nd + 1 or isinstance(arguments.get("padding"), str):
-            continue
-        y = OPERATORS[f"conv{nd}d"].op(x, w, None, **arguments)
-        dy = make_tensor(y.shape, dtype=dtype, device="cpu")
-        theirs = torch.autograd.grad(y, (x, w), dy)
-        exact, terms = (gradients_of(nd, change, (x, w, dy), arguments) for change in (wide, magnitude))
-        ours = (
-            of_input(tuple(x.shape), array_of(w), array_of(dy), **arguments),
-            of_weight(array_of(x), tuple(w.shape), array_of(dy), **arguments),
-        )
+        with warnings.catch_warnings():  # of 'same' padding with even kernels: a copy is made
+            warnings.simplefilter("ignore")
+            y = OPERATORS[name].op(x, w, None, **arguments)
+            dy = make_tensor(y.shape, dtype=dtype, device="cpu")
+            theirs = torch.autograd.grad(y, (x, w), dy)
+            exact, terms = (gradients_of(name, change, (x, w, dy), arguments) for change in (wide, magnitude))
+        made = transposed_gradients if transposed else conv_gradients
+        ours = made(nd, *map(array_of, (x, w, dy)), **arguments)
         for gradient, expected, truth, magnitudes in zip(ours, theirs, exact, terms):
             assert_as_torch(gradient, expected, truth, magnitudes)
-        ran += 1
-    assert ran >= 3
+    assert len(ran) >= LEAST_SAMPLES
