@@ -298,7 +298,8 @@ def relayout(a, layout, folder=None):
         flip = (slice(None, None, -1),) * a.ndim
         return np.ascontiguousarray(a[flip])[flip]
     if layout == "sliced":
-        roomy = np.full([2 * n + 3 for n in a.shape], np.nan, a.dtype)
+        around = np.iinfo(a.dtype).max if a.dtype.kind in "iu" else np.nan
+        roomy = np.full([2 * n + 3 for n in a.shape], around, a.dtype)
         view = roomy[tuple(slice(1, 2 * n + 1, 2) for n in a.shape)]
         view[...] = a
         return view

@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from oracle import CONV, build_case, convolve, needs_core, rows, setting
+from oracle import CONV, build_case, convolve, needs_core, per_axis, rows, setting
+from transposed import GRADIENTS, build_transposed
 
 from pyconv import nn
 from pyconv.nn import functional as F
@@ -104,6 +105,30 @@ def test_integers_wrap_around(kind, isa):
 
 
 FORMATS = [*HALVES, *INTEGERS, "complex64", "complex128"]
+CALLS = ["convolution", "transposed", "input gradient", "weight gradient"]
+
+
+def in_format(case, dtype):
+    """The same call on numbers of a format that hypothesis' cases are not drawn in."""
+    arrays = {"x": case.x, "w": case.w, "bias": case.bias}
+    if dtype.kind == "c":
+        arrays = {name: a if a is None else a + 1j * a[..., ::-1] for name, a in arrays.items()}
+    return case.with_arrays(**{name: a if a is None else a.astype(dtype) for name, a in arrays.items()})
+
+
+def gradient_call(case, kind):
+    """One of the gradients of a case, as a function of the keyword arguments."""
+    x = case.x if case.x.ndim == case.nd + 2 else case.x[None]
+    dilation, kernel = per_axis(case.dilation, case.nd), case.w.shape[2:]
+    padding = case.padding
+    if isinstance(padding, str):  # torch's gradients take numbers only
+        padding = [d * (k - 1) for d, k in zip(dilation, kernel)]
+    arguments = {"stride": case.stride, "padding": padding, "dilation": dilation, "groups": case.groups}
+    dy = CONV[case.nd](x, case.w, None, **arguments)
+    of_input, of_weight = GRADIENTS[case.nd]
+    if kind == "input gradient":
+        return lambda **extra: of_input(x.shape, case.w, dy, **arguments, **extra)
+    return lambda **extra: of_weight(x, case.w.shape, dy, **arguments, **extra)
 
 
 @given(data=st.data())
@@ -112,20 +137,20 @@ def test_any_call_is_what_numpy_makes_of_it(kind, data):
     """Random arguments in every format: compiled and reference path agree, exactly where numbers are whole."""
     dtype = half(kind) if kind in HALVES else np.dtype(kind)
     whole = dtype.kind in "iu"
-    case = build_case(lambda low, high: data.draw(st.integers(low, high)), dtype if whole else np.float32)
-    arrays = {"x": case.x, "w": case.w, "bias": case.bias}
-    if dtype.kind == "c":
-        arrays = {name: a if a is None else a + 1j * a[..., ::-1] for name, a in arrays.items()}
-    case = case.with_arrays(**{name: a if a is None else a.astype(dtype) for name, a in arrays.items()})
-    y, expected = case.run(), case.run(algorithm="reference")
+    what = data.draw(st.sampled_from(CALLS))
+    build = build_transposed if what == "transposed" else build_case
+    case = build(lambda low, high: data.draw(st.integers(low, high)), dtype if whole else np.float32)
+    case = case if whole else in_format(case, dtype)
+    call = gradient_call(case, what) if what.endswith("gradient") else case.run
+    y, expected = call(), call(algorithm="reference")
     assert y.dtype == expected.dtype == dtype
     if whole:
-        np.testing.assert_array_equal(y, expected, err_msg=str(case))
+        np.testing.assert_array_equal(y, expected, err_msg=f"{what} {case}")
         return
     y, expected = (a.astype(np.complex128 if dtype.kind == "c" else np.float64) for a in (y, expected))
     unit = {"float16": 2.0**-10, "bfloat16": 2.0**-7, "complex64": 2.0**-20, "complex128": 2.0**-49}[kind]
     size = np.abs(expected).max(initial=1)
-    assert np.abs(y - expected).max(initial=0) <= unit * size, case
+    assert np.abs(y - expected).max(initial=0) <= unit * size, f"{what} {case}"
 
 
 # ------------------------------------------------------------------------------------------------------ complex

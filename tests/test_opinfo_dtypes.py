@@ -155,7 +155,7 @@ def conv_gradients(nd, x, w, dy, **arguments):
     return dx[(..., *inside)].reshape(x.shape), of_weight(batch, w.shape, dy, **arguments)
 
 
-def transposed_gradients(nd, x, w, dy, output_padding=0, **arguments):
+def transposed_gradients(nd, x, w, dy, output_padding=0, **arguments):  # noqa: ARG001 (dy's shape has it)
     """The same of a transposed one: a convolution, and the weight's gradient with dy in the input's place.
 
     output_padding of a stride or more makes room for more elements of x, which are zeros.

@@ -2,7 +2,9 @@
 
 import numpy as np
 import pytest
-from oracle import convolve, rows, setting
+from hypothesis import given
+from hypothesis import strategies as st
+from oracle import LAYOUTS, build_case, convolve, relayout, rows, setting
 
 from pyconv import config, plan, quantized
 from pyconv.quantized import conv_integer, qlinear_conv
@@ -77,6 +79,31 @@ def test_qlinear_conv(y_kind):
             y = qlinear_conv(x, 0.25, 100, w, w_scale, 7, 2.0, zero, bias, **arguments)
             assert y.dtype == y_kind
             np.testing.assert_array_equal(y, expected)
+
+
+@given(data=st.data(), kinds=st.tuples(*[st.sampled_from(["int8", "uint8"])] * 3), layout=st.sampled_from(LAYOUTS))
+def test_any_parameters(data, kinds, layout):
+    """Both functions on random geometry, types, zero points, scales and layouts of x."""
+    x_kind, w_kind, y_kind = kinds
+    case = build_case(lambda low, high: data.draw(st.integers(low, high)), np.dtype(x_kind))
+    rng = np.random.default_rng(case.seed)
+    x, w = relayout(case.x, layout), whole_numbers(rng, case.w.shape, w_kind)
+    per_channel = data.draw(st.booleans())
+    x_zero, w_zero = whole_numbers(rng, (), x_kind), whole_numbers(rng, len(w) if per_channel else (), w_kind)
+    geometry = {name: getattr(case, name) for name in ("stride", "padding", "dilation", "groups")}
+    sums = expected_sums(x, w, np.int64(x_zero), w_zero, **geometry)
+    y = conv_integer(x, w, x_zero, w_zero, **geometry)
+    assert y.dtype == np.int32
+    np.testing.assert_array_equal(y, sums, err_msg=str(case))
+    bias = None if case.bias is None else rng.integers(-9999, 9999, len(w), np.int32)
+    w_scale, y_zero = rng.uniform(0.001, 0.1, len(w) if per_channel else ()), whole_numbers(rng, (), y_kind)
+    column = (-1, *[1] * case.nd)
+    real = sums if bias is None else sums + bias.astype(np.int64).reshape(column)
+    real = np.rint(real * (0.25 * np.asarray(w_scale) / 2).reshape(column)) + y_zero
+    limits = np.iinfo(y_kind)
+    y = qlinear_conv(x, 0.25, x_zero, w, w_scale, w_zero, 2.0, y_zero, bias, **geometry)
+    assert y.dtype == y_kind
+    np.testing.assert_array_equal(y, np.clip(real, limits.min, limits.max), err_msg=str(case))
 
 
 def test_ties_go_to_even_before_the_zero_point():
