@@ -101,8 +101,24 @@ INLINE void dw_widen_short(real *dst, int32_t type, const char *x, int64_t count
     dw_copy_run(dst, wide, count);
 }
 
+/* Narrow elements of rows of a vector or more; type: a constant where this is inlined, so that it is asked for once for
+ * all rows. By calls of load_elements, 576 channels of 14 x 14 halves took 1.6 times as long as floats (Zen 3). */
+INLINE void dw_widen_rows(const int32_t type, const dw_rows *r) {
+    const int64_t bytes = element_bytes(type), last = r->count - LANES;
+    const char *x = (const char *)r->x + r->src * bytes;
+    real *dst = r->dst;
+    for (int64_t row = 0; row < r->rows; row++, dst += r->dst_row, x += r->src_row * bytes) {
+        for (int64_t i = 0; i < last; i += LANES) vec_store(dst + i, vec_widen(type, x + i * bytes));
+        vec_store(dst + last, vec_widen(type, x + last * bytes));
+    }
+}
+
 static void dw_copy_rows(dw_rows r) {
-    if (r.step == 1 && r.type == CONV_NATIVE) {
+    if (r.step == 1 && r.type == CONV_F16 && r.count >= LANES) {
+        dw_widen_rows(CONV_F16, &r);
+    } else if (r.step == 1 && r.type == CONV_BF16 && r.count >= LANES) {
+        dw_widen_rows(CONV_BF16, &r);
+    } else if (r.step == 1 && r.type == CONV_NATIVE) {
         for (; r.rows > 0; r.rows--, r.dst += r.dst_row, r.src += r.src_row)
             dw_copy_run(r.dst, (const real_unaligned *)r.x + r.src, r.count);
     } else if (r.step == 1 && r.count < LANES && r.count >= LANES / 2) {

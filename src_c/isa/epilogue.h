@@ -50,10 +50,14 @@ static inline void finish_run(const conv_problem *p, const conv_io *io, real *su
     }
 }
 
-/* Whether y = sum + bias is all there is to do. */
-INLINE int output_is_plain(const conv_problem *p, const conv_io *io) {
-    return p->y_type == CONV_NATIVE && p->activation == CONV_IDENTITY && io->residual == NULL;
+/* The type of y where y = sum + bias is all there is to do but narrowing, else NOT_PLAIN. */
+enum { NOT_PLAIN = -1 };
+
+INLINE int32_t plain_type(const conv_problem *p, const conv_io *io) {
+    return p->activation == CONV_IDENTITY && io->residual == NULL ? p->y_type : NOT_PLAIN;
 }
+
+INLINE int output_is_plain(const conv_problem *p, const conv_io *io) { return plain_type(p, io) == CONV_NATIVE; }
 
 INLINE vec bias_lanes(const real *bias, int64_t count) {
     vec v = vec_zero();
@@ -62,10 +66,10 @@ INLINE vec bias_lanes(const real *bias, int64_t count) {
     return v;
 }
 
-/* One block of at most LANES pixels and channels. plain: output_is_plain, a constant where this is inlined, so that
+/* One block of at most LANES pixels and channels. plain: plain_type, a constant where this is inlined, so that
  * the sums alone are stored from the registers that they were transposed in. */
-INLINE void store_block(const int plain, const conv_problem *p, const conv_io *io, const totals_run *r, int64_t pixel,
-                        int64_t pixels, int64_t channel) {
+INLINE void store_block(const int32_t plain, const conv_problem *p, const conv_io *io, const totals_run *r,
+                        int64_t pixel, int64_t pixels, int64_t channel) {
     const int64_t channels = r->channels - channel < LANES ? r->channels - channel : LANES;
     const vec bias = bias_lanes(r->bias ? r->bias + channel : NULL, channels);
     const real *totals = r->totals + pixel * r->pitch + channel;
@@ -75,9 +79,9 @@ INLINE void store_block(const int plain, const conv_problem *p, const conv_io *i
     for (int i = 0; i < LANES; i++) rows[i].all = i < pixels ? vec_load(totals + i * r->pitch) + bias : vec_zero();
     vec_transpose(&rows[0].all);
     for (int64_t c = 0; c < channels; c++, y += io->y_stride_c)
-        if (whole && plain)
-            vec_store((real *)io->y + y, rows[c].all);
-        else if (plain)
+        if (whole && plain != NOT_PLAIN)
+            store_vector(plain, io->y, y, rows[c].all);
+        else if (plain == CONV_NATIVE)
             for (int64_t i = 0; i < pixels; i++) ((real *)io->y)[y + i * r->step] = rows[c].lane[i];
         else if (whole)
             store_vector(p->y_type, io->y, y, finish_vector(p, io, rows[c].all, y));
@@ -86,20 +90,20 @@ INLINE void store_block(const int plain, const conv_problem *p, const conv_io *i
 }
 
 /* LANES channels of every pixel, as they lie in y. */
-INLINE void store_columns(const int plain, const conv_problem *p, const conv_io *io, const totals_run *r,
+INLINE void store_columns(const int32_t plain, const conv_problem *p, const conv_io *io, const totals_run *r,
                           int64_t channel) {
     const vec bias = bias_lanes(r->bias ? r->bias + channel : NULL, LANES);
     for (int64_t i = 0; i < r->pixels; i++) {
         const int64_t y = r->y + channel + i * r->step;
         const vec sum = vec_load(r->totals + i * r->pitch + channel) + bias;
-        if (plain)
-            vec_store((real *)io->y + y, sum);
+        if (plain != NOT_PLAIN)
+            store_vector(plain, io->y, y, sum);
         else
             store_vector(p->y_type, io->y, y, finish_vector(p, io, sum, y));
     }
 }
 
-INLINE void store_all(const int plain, const conv_problem *p, const conv_io *io, const totals_run *r) {
+INLINE void store_all(const int32_t plain, const conv_problem *p, const conv_io *io, const totals_run *r) {
     for (int64_t c = 0; c < r->channels; c += LANES) {
         if (io->y_stride_c == 1 && r->channels - c >= LANES) {
             store_columns(plain, p, io, r, c);
@@ -116,10 +120,16 @@ INLINE void store_all(const int plain, const conv_problem *p, const conv_io *io,
 
 /* Totals hold whole vectors of channels, so reading a partial one's unused lanes is fine. */
 static inline void store_totals(const conv_problem *p, const conv_io *io, const totals_run *r) {
-    if (output_is_plain(p, io))
-        store_all(1, p, io, r);
-    else
-        store_all(0, p, io, r);
+    switch (plain_type(p, io)) {
+        case CONV_NATIVE:
+            return store_all(CONV_NATIVE, p, io, r);
+        case CONV_F16:
+            return store_all(CONV_F16, p, io, r);
+        case CONV_BF16:
+            return store_all(CONV_BF16, p, io, r);
+        default:
+            return store_all(NOT_PLAIN, p, io, r);
+    }
 }
 
 #endif
