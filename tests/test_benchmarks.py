@@ -16,9 +16,9 @@ import pytest
 from pyconv import config
 
 sys.path.append(str(Path(__file__).parent.parent))  # benchmarks/ is in the repository, not in the package
-layers, measure, results, sweep, timing, workers, main = (
+family, layers, measure, results, sweep, timing, workers, main = (
     importlib.import_module(f"benchmarks.{name}")
-    for name in ("layers", "measure", "results", "sweep", "timing", "workers", "__main__")
+    for name in ("family", "layers", "measure", "results", "sweep", "timing", "workers", "__main__")
 )
 Options = measure.Options
 
@@ -142,6 +142,93 @@ def test_ratios_and_summary():
     assert results.twin_ratios(rows) == {"b": 3}
 
 
+IMAGE, FILTERS = (2, 4, 6, 7), (8, 4, 3, 3)
+CALLS = [  # one of each kind that family_libraries.py tells apart
+    family.Call("a.plain", "conv2d", {"input": IMAGE, "weight": FILTERS}, {"padding": 1}, channels_last=True),
+    family.Call("a.transposed", "conv_transpose1d", {"input": (1, 3, 9), "weight": (3, 2, 4)}, {"stride": 2}),
+    family.Call(
+        "a.input", "grad.conv2d_input", {"weight": FILTERS, "grad_output": (2, 8, 3, 4)},
+        {"input_size": IMAGE, "stride": 2, "padding": 1},
+    ),
+    family.Call(
+        "a.weight", "grad.conv2d_weight", {"input": IMAGE, "grad_output": (2, 8, 4, 5)}, {"weight_size": FILTERS}
+    ),
+    family.Call("a.half", "conv2d", {"input": IMAGE, "weight": FILTERS}, dtype="float16"),
+    family.Call("a.complex", "conv2d", {"input": IMAGE, "weight": FILTERS}, dtype="complex64"),
+    family.Call("a.bytes", "conv2d", {"input": IMAGE, "weight": FILTERS}, dtype="int8"),
+    family.Call("a.mode", "conv2d", {"input": IMAGE, "weight": FILTERS}, {"padding": 2, "padding_mode": "reflect"}),
+    family.Call("a.same", "conv2d", {"input": IMAGE, "weight": FILTERS}, {"stride": 2, "padding": "same_upper"}),
+    family.Call("a.causal", "conv1d", {"input": (1, 4, 9), "weight": (2, 4, 3)}, {"padding": "causal"}),
+    family.Call(
+        "a.sum", "conv2d", {"input": IMAGE, "weight": FILTERS, "out": (2, 8, 4, 5)}, {"accumulate": True}
+    ),
+    family.Call("a.per_sample", "conv2d", {"input": IMAGE, "weight": (2, *FILTERS)}),
+    family.Call("a.unfold", "unfold", {"input": IMAGE}, {"kernel_size": 3}),
+    family.Call("a.fold", "fold", {"input": (2, 36, 20)}, {"output_size": (6, 7), "kernel_size": 3}),
+    family.Call(
+        "a.conv_integer", "quantized.conv_integer", {"x": IMAGE, "w": FILTERS},
+        {"x_zero_point": 128, "w_zero_point": 120, "padding": 1}, "uint8",
+    ),
+    family.Call(
+        "a.qlinear_conv", "quantized.qlinear_conv", {"x": IMAGE, "w": FILTERS},
+        {"x_zero_point": 3, "w_zero_point": 9, "x_scale": 0.5, "w_scale": 0.25, "y_scale": 8.0, "y_zero_point": 7},
+        "uint8",
+    ),
+]  # fmt: skip
+
+
+def test_the_calls_are_sound():
+    calls = family.calls()
+    by_name = {call.name: call for call in calls}
+    assert len(by_name) == len(calls)
+    assert {call.function for call in calls} | {"conv3d"} >= {call.function for call in CALLS}
+    assert all(family.described(json.loads(json.dumps(call.to_dict()))).flop == call.flop for call in calls)
+    assert by_name["transposed.istft_1024_256"].flop == 2 * 1026 * 1024 * 256
+    layer = next(layer for layer in layers.read_layers() if layer.name == "rn50.3.3x3")
+    assert by_name["float16.rn50.3.3x3"].flop == layer.flop
+    assert by_name["weight gradient rn50.3x3s1_128_128"].flop == 16 * layer.flop
+    assert by_name["windows.unfold_3x3"].flop == 0
+    assert by_name["padding.same_upper_dw"].extents == [56, 56]
+
+
+def assert_calls(rows, key):
+    for row in rows:
+        time = row["times"].get(key)
+        assert time is not None or row["skipped"][key], row
+        assert time is None or 0 <= time["error"] <= time["limit"], row
+    return sum(key in row["times"] for row in rows)
+
+
+def test_calls_end_to_end():
+    subjects = [PYCONV, measure.Subject("pyconv float32", "pyconv", "pyconv float32")]
+    with measure.Bench(subjects, Options(algorithm=FORCED, family=True), QUICK) as bench:
+        rows = [bench.measure(call) for call in CALLS]
+    assert assert_calls(rows, "pyconv") == (len(CALLS) if FORCED is None else len(CALLS) - 4)
+    assert assert_calls(rows, "pyconv float32") == 1
+    assert results.wrong(rows) == []
+
+
+@pytest.mark.parametrize("library", ["torch", "onnxruntime", "numpy"])
+def test_peers_make_the_same_calls(library):
+    for package in measure.libraries(Options(family=True))[library].needs:
+        pytest.importorskip(package)
+    variant = "numpy product" if library == "numpy" else library
+    with measure.Bench([measure.Subject(library, library, variant)], Options(family=True), QUICK) as bench:
+        rows = [bench.measure(call) for call in CALLS]
+    if library == "numpy":
+        assert [row["times"] for row in rows] == [{}] * len(CALLS)  # for the class "transposed"
+    else:
+        assert assert_calls(rows, library) >= (len(CALLS) - 2 if library == "torch" else 4)
+
+
+def test_yardsticks_are_no_peers():
+    row = made_up_row(pyconv=10, torch=20, pyconv_float32=5) | {"layer": CALLS[4].to_dict()}
+    assert results.best_peer(row) == "torch"
+    assert results.yardstick_ratio(row) == 0.5
+    (line,) = results.summary([row])
+    assert (line["name"], line["best"], line["yardstick"]) == ("a", 2, 0.5)
+
+
 def test_speedup_by_threads_leaves_small_layers_out():
     rows = [made_up_row("a", threads=threads, pyconv=30 / threads) for threads in (1, 2)]
     small = [{**row, "layer": TINY.to_dict()} for row in rows]
@@ -219,6 +306,16 @@ def test_command_line_end_to_end(tmp_path, capsys):
     assert "| tiny.8x8 |" in printed
     assert [row["layer"]["name"] for row in json.loads(file.read_text())["rows"]] == ["tiny.8x8"]
     assert main.main(["show", str(file)]) == 0
+
+
+@needs_rich
+def test_command_line_of_calls(capsys):
+    options = ["--algorithm", FORCED] if FORCED else []
+    command = ["--family", "--peers", "pyconv float32", "--quick", "--rounds", "1", "--layers", "float16.tiny.8x8"]
+    assert main.main([*command, "--markdown", *options]) == 0
+    printed = capsys.readouterr().out
+    assert "| float16.tiny.8x8 |" in printed
+    assert "x yardstick" in printed
 
 
 @needs_rich
