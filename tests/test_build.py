@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import importlib.util
+import importlib.metadata
 import os
 import platform
 import re
@@ -72,9 +72,9 @@ def tool(name):
 
 def copy_of_the_sources(folder):
     """A tree to build in, so that the checkout stays as it is."""
-    for module in ("setuptools", "Cython", "pip"):
-        if importlib.util.find_spec(module) is None:
-            pytest.skip(f"building again needs {module}: install pyconv-cpu[test]")
+    for package in ("setuptools", "Cython", "pip"):
+        if not list(importlib.metadata.distributions(name=package)):  # find_spec may import and warn
+            pytest.skip(f"building again needs {package}: install pyconv-cpu[test]")
     for name in SOURCES:
         source = ROOT / name
         if source.is_dir():

@@ -114,9 +114,9 @@ INLINE void dw_widen_rows(const int32_t type, const dw_rows *r) {
 }
 
 static void dw_copy_rows(dw_rows r) {
-    if (r.step == 1 && r.type == CONV_F16 && r.count >= LANES) {
+    if (HAS_HALVES && r.step == 1 && r.type == CONV_F16 && r.count >= LANES) {
         dw_widen_rows(CONV_F16, &r);
-    } else if (r.step == 1 && r.type == CONV_BF16 && r.count >= LANES) {
+    } else if (HAS_HALVES && r.step == 1 && r.type == CONV_BF16 && r.count >= LANES) {
         dw_widen_rows(CONV_BF16, &r);
     } else if (r.step == 1 && r.type == CONV_NATIVE) {
         for (; r.rows > 0; r.rows--, r.dst += r.dst_row, r.src += r.src_row)

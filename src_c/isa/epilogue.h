@@ -120,16 +120,15 @@ INLINE void store_all(const int32_t plain, const conv_problem *p, const conv_io 
 
 /* Totals hold whole vectors of channels, so reading a partial one's unused lanes is fine. */
 static inline void store_totals(const conv_problem *p, const conv_io *io, const totals_run *r) {
-    switch (plain_type(p, io)) {
-        case CONV_NATIVE:
-            return store_all(CONV_NATIVE, p, io, r);
-        case CONV_F16:
-            return store_all(CONV_F16, p, io, r);
-        case CONV_BF16:
-            return store_all(CONV_BF16, p, io, r);
-        default:
-            return store_all(NOT_PLAIN, p, io, r);
-    }
+    const int32_t plain = plain_type(p, io);
+    if (plain == CONV_NATIVE)
+        store_all(CONV_NATIVE, p, io, r);
+    else if (HAS_HALVES && plain == CONV_F16)
+        store_all(CONV_F16, p, io, r);
+    else if (HAS_HALVES && plain == CONV_BF16)
+        store_all(CONV_BF16, p, io, r);
+    else
+        store_all(NOT_PLAIN, p, io, r);
 }
 
 #endif

@@ -10,6 +10,9 @@
 #include "../conv.h"
 #include "simd.h"
 
+/* Whether elements may be halves, so that no other row has code for them. */
+enum { HAS_HALVES = CONV_BITS(CONV_DTYPE) == 32 && !REAL_IS_INTEGER };
+
 #if CONV_BITS(CONV_DTYPE) != 32
 
 INLINE vec vec_widen(int32_t type, const void *x) { return (void)type, vec_load((const real *)x); }
