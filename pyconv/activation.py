@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from .problem import fail, kind_of
+from .problem import fail, kind_of, plain_float
 
 IDENTITY, CLAMP, LEAKY_RELU, HARDSWISH, SIGMOID, SILU, TANH, GELU, GELU_TANH = range(9)
 
@@ -69,7 +69,10 @@ def _parameter(function: str, number: Any, value: Any) -> float:
     """Return one of an activation's parameters; `value` is the whole argument, for the message."""
     if not isinstance(number, (int, float, np.integer, np.floating)) or isinstance(number, bool):
         fail(TypeError, function, "activation", "must have real numbers as parameters", value)
-    return float(number)
+    try:
+        return plain_float(number)
+    except ValueError:
+        fail(ValueError, function, "activation", "must have parameters in the range of float64", value)
 
 
 def limit(value: float, dtype: np.dtype):

@@ -15,7 +15,7 @@ from .reference import sums_dtype
 def gather(image: np.ndarray, windows: Windows) -> np.ndarray:
     """Return the windows of an image (..., C, H, W), as a new array of shape (..., C, kh, kw, rows, columns)."""
     columns = np.empty((*image.shape[:-2], *windows.kernel, *windows.positions), image.dtype)
-    for tap, where, source in windows.taps():
+    for tap, where, source in windows.taps() if columns.size else ():
         one = columns[(..., *tap, slice(None), slice(None))]
         for axis, met in enumerate(where):  # what meets padding: at the beginning and at the end of either axis
             edge = (slice(None),) * (1 - axis)
@@ -27,7 +27,7 @@ def gather(image: np.ndarray, windows: Windows) -> np.ndarray:
 
 def scatter_add(columns: np.ndarray, windows: Windows, image: np.ndarray) -> None:
     """Add columns of shape (..., C, kh, kw, rows, columns) to an image (..., C, H, W)."""
-    for tap, where, source in windows.taps():
+    for tap, where, source in windows.taps() if columns.size else ():
         one = image[(..., *source)]
         one += columns[(..., *tap, *where)]
 

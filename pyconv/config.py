@@ -12,12 +12,11 @@ import platform
 import sys
 import warnings
 from importlib import import_module
-from operator import index
 from pathlib import Path
 
 import numpy as np
 
-from .problem import choice, fail
+from .problem import choice, fail, plain_int
 
 try:
     core = import_module("pyconv._core")  # "from . import" would speak of circular imports where it is missing
@@ -93,7 +92,7 @@ def set_num_threads(num_threads: int) -> None:
     """
     rule = f"must be an int from 1 to {MOST_THREADS}"
     try:
-        threads = index(num_threads)
+        threads = plain_int(num_threads)
     except TypeError:
         fail(TypeError, "set_num_threads", "num_threads", rule, num_threads)
     if isinstance(num_threads, bool):

@@ -93,7 +93,10 @@ def sizes_by_kind(problem: ConvProblem, *kinds: str) -> list[list[int]]:
 
 def fail(kind: type[Exception], function: str, argument: str, rule: str, got: object) -> NoReturn:
     """Raise `kind` with the one form that messages about user input have."""
-    text = repr(got)
+    try:
+        text = repr(got)
+    except Exception:  # noqa: BLE001 - whatever an object does that was not asked for
+        text = f"an object of {type(got)} without a repr"
     if len(text) > 200:
         text = text[:200] + "..."
     raise kind(f"{function}: argument '{argument}' {rule}, got {text}")
@@ -107,6 +110,28 @@ def choice(function: str, argument: str, value: Any, choices: Collection[str]) -
     fail(ValueError if isinstance(value, str) else TypeError, function, argument, rule, value)
 
 
+def plain_int(value: Any) -> int:
+    """Return the int that an object is; TypeError if it is none, whatever the object itself raises."""
+    try:
+        return int(index(value))  # a subclass of int may compare as it likes
+    except Exception as error:
+        raise TypeError("no integer") from error
+
+
+def plain_float(value: Any) -> float:
+    """Return the float next to a number; ValueError if it has none."""
+    try:
+        return float(value)
+    except Exception as error:
+        raise ValueError("no number of float64") from error
+
+
+def check_memory(function: str, argument: str, shape: tuple[int, ...]) -> None:
+    """Check that an array of this shape has a size in bytes, empty axes or not: NumPy's own error names nobody."""
+    if prod(max(n, 1) for n in shape) >= LIMIT // 2:
+        fail(ValueError, function, argument, "makes an array larger than any memory", f"shape {shape}")
+
+
 def per_axis(function: str, argument: str, value: Any, rank: int, least: int) -> tuple[int, ...]:
     """Return one int per spatial axis from an int, or from a sequence of `rank` ints or of one."""
     values = value if isinstance(value, (tuple, list)) else (value,)
@@ -115,7 +140,7 @@ def per_axis(function: str, argument: str, value: Any, rank: int, least: int) ->
     if any(isinstance(v, (bool, np.bool_)) for v in values):
         fail(TypeError, function, argument, "must be an int or a tuple of ints, not bool", value)
     try:
-        ints = tuple(index(v) for v in values)
+        ints = tuple(plain_int(v) for v in values)
     except TypeError:
         fail(TypeError, function, argument, "must be an int or a tuple of ints", value)
     if min(ints) < least:

@@ -140,8 +140,11 @@ def qlinear_conv(
     if dtype not in BYTES:
         fail(TypeError, function, "y_zero_point", "must be int8 or uint8", dtype)
     y_zero = _zero_point(function, "y_zero_point", y_zero_point, dtype)
-    factor = _scale(function, "x_scale", x_scale) * _scale(function, "w_scale", w_scale, len(w))
-    factor = factor / _scale(function, "y_scale", y_scale)
+    scales = _scale(function, "x_scale", x_scale), _scale(function, "w_scale", w_scale, len(w))
+    with np.errstate(over="ignore"):
+        factor = scales[0] * scales[1] / _scale(function, "y_scale", y_scale)
+    if not np.isfinite(factor).all():
+        fail(ValueError, function, "y_scale", "must leave x_scale w_scale / y_scale in the range of float64", y_scale)
     if bias is not None:
         bias = as_array(function, "bias", bias)
         if bias.dtype != np.int32:
@@ -153,7 +156,8 @@ def qlinear_conv(
     y, rank = np.empty(sums.shape, dtype), w.ndim - 2
     column = factor.reshape(-1, *[1] * rank)
     for image, whole in zip(y, sums, strict=True) if x.ndim > rank + 1 else [(y, sums)]:
-        numbers = whole * column
+        with np.errstate(over="ignore"):
+            numbers = whole * column
         np.rint(numbers, out=numbers)
         numbers += y_zero
         np.clip(numbers, np.iinfo(dtype).min, np.iinfo(dtype).max, out=numbers)
@@ -196,8 +200,10 @@ def _checked_arrays(function: str, x: Any, w: Any) -> tuple[np.ndarray, np.ndarr
 
 def _numbers(function: str, argument: str, value: Any, channels: int, kinds: str, rule: str) -> np.ndarray:
     """Return numbers of the NumPy kinds `kinds` as an array of one, or of one per channel where there may be more."""
+    if not isinstance(value, (int, float, np.generic, np.ndarray)) or isinstance(value, np.ma.MaskedArray):
+        fail(TypeError, function, argument, rule, value)
     array = np.asarray(value)
-    if array.dtype.kind not in kinds or isinstance(value, (list, tuple)):
+    if array.dtype.kind not in kinds:
         fail(TypeError, function, argument, rule, value)
     if array.ndim > 1 or array.size not in (1, channels):
         shape = f"must be one number{f' or {channels}, one per output channel' if channels > 1 else ''}"

@@ -169,9 +169,15 @@ def load_weights(path: str | os.PathLike[str], *, max_bytes: int = MOST_BYTES) -
 
 
 def _checked_path(function: str, path: Any) -> tuple[Path, str]:
-    if not isinstance(path, (str, os.PathLike)) or isinstance(os.fspath(path), bytes):
+    try:
+        text = os.fspath(path)
+    except Exception:  # noqa: BLE001 - what an object's own __fspath__ raises, too
+        text = None
+    if not isinstance(text, str):
         fail(TypeError, function, "path", "must be a str or a path", path)
-    path = Path(path)
+    if "\0" in text:
+        fail(ValueError, function, "path", "must not hold a null character", path)
+    path = Path(text)
     if path.suffix not in FORMATS:
         fail(ValueError, function, "path", f"must end with {' or '.join(map(repr, FORMATS))}", str(path))
     return path, path.suffix

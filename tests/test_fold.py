@@ -196,3 +196,9 @@ def test_sizes_of_the_wrong_kind(argument):
             F.fold(Y, **sizes)
         with pytest.raises(kind, match=f"^Fold: argument '{argument}' "):
             nn.Fold(**sizes)
+
+
+def test_an_empty_batch_costs_nothing():
+    """Whatever the windows: 2**26 taps would take minutes."""
+    assert F.unfold(np.empty((0, 1, 4, 4)), 2**13, padding=2**12).shape == (0, 2**26, 25)
+    assert F.fold(np.empty((0, 2**26, 25)), 4, 2**13, padding=2**12).shape == (0, 1, 4, 4)

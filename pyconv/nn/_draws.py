@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import math
 import numbers
-import operator
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ..problem import fail, kind_of
+from ..problem import fail, kind_of, plain_float, plain_int
 
 if TYPE_CHECKING:
     from numpy.typing import ArrayLike
@@ -38,7 +37,7 @@ def manual_seed(seed: int) -> np.random.Generator:
     True
     """
     try:
-        number = operator.index(seed)
+        number = plain_int(seed)
     except TypeError:
         fail(TypeError, "manual_seed", "seed", "must be an integer", seed)
     if not -(2**63) <= number < 2**64:
@@ -64,7 +63,7 @@ def writable(function: str, tensor: ArrayLike, kinds: str = "fc") -> np.ndarray:
         array = np.asarray(tensor)
         # A list, say, is copied: filling the copy would be lost.
         in_place = isinstance(tensor, np.ndarray) or np.may_share_memory(array, np.asarray(tensor))
-    except (TypeError, ValueError, RuntimeError):
+    except Exception:  # noqa: BLE001 - what an object's own __array__ raises, too
         in_place = False
     if not in_place:
         fail(TypeError, function, "tensor", "must be an array that can be filled in place", type(tensor))
@@ -86,14 +85,18 @@ def number(function: str, argument: str, value: float) -> float:
     """Return `value` as a float; TypeError for what is no real number."""
     if not isinstance(value, numbers.Real):
         fail(TypeError, function, argument, "must be a number", value)
-    return float(value)
+    try:
+        return plain_float(value)
+    except ValueError:
+        fail(ValueError, function, argument, "must be in the range of float64", value)
 
 
 def scale(function: str, argument: str, value: float) -> float:
     """Return `value` as a float, checked to be one that can multiply a spread."""
-    if not 0 <= number(function, argument, value) < math.inf:
+    plain = number(function, argument, value)
+    if not 0 <= plain < math.inf:
         fail(ValueError, function, argument, "must be finite and >= 0", value)
-    return float(value)
+    return plain
 
 
 def fill_uniform(
@@ -102,7 +105,7 @@ def fill_uniform(
     """Fill from the uniform distribution between the bounds, both parts of a complex array."""
     rng = generator_or_default(function, generator)
     for part in (array.real, array.imag) if array.dtype.kind == "c" else (array,):
-        part[...] = rng.uniform(*bounds, part.shape)
+        put(part, rng.uniform(*bounds, part.shape))
 
 
 def fill_normal(
@@ -112,9 +115,15 @@ def fill_normal(
     rng = generator_or_default(function, generator)
     if array.dtype.kind == "c":
         std /= math.sqrt(2.0)
-        array.imag[...] = rng.normal(0.0, std, array.shape)
+        put(array.imag, rng.normal(0.0, std, array.shape))
         array = array.real
-    array[...] = rng.normal(mean, std, array.shape)
+    put(array, rng.normal(mean, std, array.shape))
+
+
+def put(array: np.ndarray, values: Any) -> None:
+    """Fill the array; what its dtype cannot hold becomes infinite, as in torch."""
+    with np.errstate(over="ignore"):
+        array[...] = values
 
 
 def truncated_normal(rng: np.random.Generator, count: int, low: float, high: float) -> np.ndarray:

@@ -221,16 +221,17 @@ class Layer:
         if not hasattr(value, "__array__"):
             expected = "expected numpy.ndarray or array-like object from checkpoint"
             return f'While copying the parameter named "{name}", {expected} but received {type(value)}'
-        shape = self._live[name].shape
+        shape, array = self._live[name].shape, None
         try:
             array = np.asarray(value)
             if array.shape == shape:
                 self._overwrite(name, lambda own: np.copyto(own, array, casting="same_kind"))
                 return ""
-        except (TypeError, ValueError, RuntimeError) as error:
+        except Exception as error:  # noqa: BLE001 - what an object's own __array__ raises, too
+            found = None if array is None else array.shape
             return (
                 f'While copying the parameter named "{name}", whose dimensions in the model are {shape} and whose '
-                f"dimensions in the checkpoint are {tuple(np.shape(value))}, an exception occurred : {error.args}."
+                f"dimensions in the checkpoint are {found}, an exception occurred : {error.args}."
             )
         return (
             f"size mismatch for {name}: copying a param with shape {array.shape} from checkpoint, "

@@ -30,6 +30,7 @@ from ._draws import (  # noqa: F401 - users find manual_seed here
     generator_or_default,
     manual_seed,
     number,
+    put,
     scale,
     truncated_normal,
     writable,
@@ -162,7 +163,7 @@ def trunc_normal_(
     cuts = (a - mean) / float(std), (b - mean) / float(std)
     values = truncated_normal(generator_or_default(name, generator), array.size, *cuts) * float(std) + mean
     # Scaling back may overstep the cuts by a rounding error.
-    array[...] = np.clip(values, a, b).reshape(array.shape)
+    put(array, np.clip(values, a, b).reshape(array.shape))
     return filled(tensor, array)
 
 
@@ -179,7 +180,7 @@ def constant_(tensor: ArrayLike, val: float) -> np.ndarray:
     array = writable("constant_", tensor)
     if not (array.dtype.kind == "c" and isinstance(val, numbers.Complex)):
         val = number("constant_", "val", val)
-    array[...] = val
+    put(array, val)
     return filled(tensor, array)
 
 
@@ -254,7 +255,10 @@ def xavier_uniform_(tensor: ArrayLike, gain: float = 1.0, generator: np.random.G
     True
     """
     array, std = _xavier("xavier_uniform_", tensor, gain)
-    fill_uniform("xavier_uniform_", array, (-math.sqrt(3.0) * std, math.sqrt(3.0) * std), generator)
+    bound = math.sqrt(3.0) * std
+    if 2 * bound == math.inf:
+        fail(ValueError, "xavier_uniform_", "gain", "must keep the bounds in the range of float64", gain)
+    fill_uniform("xavier_uniform_", array, (-bound, bound), generator)
     return filled(tensor, array)
 
 
@@ -355,19 +359,22 @@ def orthogonal_(tensor: ArrayLike, gain: float = 1, generator: np.random.Generat
     # QR leaves the signs to the library; with those of R's diagonal taken out, Q is uniform over the orthogonal
     # matrices (F. Mezzadri, arXiv math-ph/0609050).
     q *= np.where(np.diagonal(r) < 0, -1.0, 1.0)
-    array[...] = (gain * (q.T if rows < columns else q)).reshape(array.shape)
+    put(array, (gain * (q.T if rows < columns else q)).reshape(array.shape))
     return filled(tensor, array)
 
 
 def _gain(function: str, nonlinearity: str, param: float | None, argument: str) -> float:
     if isinstance(nonlinearity, str) and nonlinearity in _GAINS:
         return _GAINS[nonlinearity]
-    if nonlinearity != "leaky_relu":
+    if not isinstance(nonlinearity, str) or nonlinearity != "leaky_relu":
         fail(ValueError, function, "nonlinearity", f"must be one of {', '.join(_GAINS)}, leaky_relu", nonlinearity)
     slope = 0.01 if param is None else param
     if isinstance(slope, bool) or not isinstance(slope, numbers.Real):
         fail(ValueError, function, argument, "must be a number, the negative slope", param)
-    return math.sqrt(2.0 / (1 + float(slope) ** 2))
+    slope = number(function, argument, slope)
+    if math.isnan(slope):
+        fail(ValueError, function, argument, "must not be NaN", param)
+    return math.sqrt(2.0 / (1 + slope * slope))
 
 
 def _fans(function: str, array: np.ndarray) -> tuple[int, int]:

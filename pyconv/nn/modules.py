@@ -13,6 +13,7 @@ from ..plan import plan_for
 from ..problem import (
     as_array,
     check_arrays,
+    check_memory,
     checked_padding,
     choice,
     conv_problem,
@@ -63,7 +64,7 @@ def parameter_dtype(layer: str, dtype: DTypeLike) -> np.dtype:
     """Return the dtype that a layer's parameters have."""
     try:
         dtype = np.dtype(np.float32 if dtype is None else dtype).newbyteorder("=")
-    except TypeError:
+    except Exception:  # noqa: BLE001 - NumPy asks the object, which may raise anything
         fail(TypeError, layer, "dtype", "must be a NumPy dtype", dtype)
     if kind_of(dtype) not in "fc":
         fail(TypeError, layer, "dtype", "must be a floating-point or complex dtype", dtype)
@@ -96,8 +97,11 @@ class _ConvNd(Layer):
         accuracy: str | None = None,
     ) -> None:
         name = type(self).__name__
-        if device is not None and str(device) != "cpu":
+        kind = getattr(device, "type", device)  # of a torch.device
+        if device is not None and not (isinstance(kind, str) and kind == "cpu"):
             fail(ValueError, name, "device", "must be None or 'cpu'", device)
+        if not isinstance(bias, (bool, np.bool_, int, type(None))):
+            fail(TypeError, name, "bias", "must be a bool; assign an array to the layer's bias", type(bias))
         self.in_channels = in_channels
         self.out_channels = out_channels
         self.kernel_size = kernel_size
@@ -116,6 +120,7 @@ class _ConvNd(Layer):
             fail(ValueError, name, "padding", "cannot be 'same' with a stride other than 1", f"stride {stride}")
         self._dtype = parameter_dtype(name, dtype)
         activation_fields(name, activation, self._dtype)  # now that it is known
+        check_memory(name, "out_channels", self._parameter_shape("weight"))
         self._live["weight"] = np.empty(self._parameter_shape("weight"), self._dtype)
         self._live["bias"] = np.empty(self._parameter_shape("bias"), self._dtype) if bias else None
         self.reset_parameters()

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from ...problem import as_array, fail, kind_of
+from ...problem import as_array, fail, kind_of, plain_float
 from ..modules import _ConvNd
 
 __all__ = ["fuse_conv_bn", "fuse_conv_bn_eval", "fuse_conv_bn_weights"]
@@ -177,6 +177,12 @@ def _fused(function, conv_w, conv_b, bn_rm, bn_rv, bn_eps, bn_w, bn_b, transpose
         fail(ValueError, function, "conv_w", "must have at least 2 dimensions", f"shape {conv_w.shape}")
     if not isinstance(bn_eps, (int, float, np.integer, np.floating)) or isinstance(bn_eps, bool):
         fail(TypeError, function, "bn_eps", "must be a number", bn_eps)
+    if not isinstance(transpose, bool):
+        fail(TypeError, function, "transpose", "must be a bool", transpose)
+    try:
+        eps = plain_float(bn_eps)
+    except ValueError:
+        fail(ValueError, function, "bn_eps", "must be in the range of float64", bn_eps)
     mean = _numbers(function, "bn_rm", bn_rm)
     inputs, channels = conv_w.shape[:2] if transpose else (1, conv_w.shape[0])
     if groups is None or not transpose:
@@ -191,10 +197,10 @@ def _fused(function, conv_w, conv_b, bn_rm, bn_rv, bn_eps, bn_w, bn_b, transpose
     for name, array in (("conv_b", new_bias), ("bn_rm", mean), ("bn_rv", variance), ("bn_w", weight), ("bn_b", bias)):
         if array.shape != shape:
             fail(ValueError, function, name, f"must have shape {shape}", f"shape {array.shape}")
-    if (variance + bn_eps < 0).any():
-        fail(ValueError, function, "bn_rv", f"must be at least {-bn_eps}", variance.min())
     with np.errstate(all="ignore"):  # a channel that never varied, and no eps: infinite, as in torch
-        scale = _wide(weight) / np.sqrt(_wide(variance) + bn_eps)
+        if (variance + eps < 0).any():
+            fail(ValueError, function, "bn_rv", f"must be at least {-eps}", variance.min())
+        scale = _wide(weight) / np.sqrt(_wide(variance) + eps)
         total = (_wide(new_bias) - _wide(mean)) * scale + _wide(bias)
         if transpose:  # (groups, inputs of one, outputs of one, ...)
             taps, columns = conv_w.reshape(groups, -1, *conv_w.shape[1:]), (groups, 1, channels)
