@@ -175,14 +175,9 @@ def _fused(function, conv_w, conv_b, bn_rm, bn_rv, bn_eps, bn_w, bn_b, transpose
     conv_w = _numbers(function, "conv_w", conv_w, "fc")
     if conv_w.ndim < 2:
         fail(ValueError, function, "conv_w", "must have at least 2 dimensions", f"shape {conv_w.shape}")
-    if not isinstance(bn_eps, (int, float, np.integer, np.floating)) or isinstance(bn_eps, bool):
-        fail(TypeError, function, "bn_eps", "must be a number", bn_eps)
     if not isinstance(transpose, bool):
         fail(TypeError, function, "transpose", "must be a bool", transpose)
-    try:
-        eps = plain_float(bn_eps)
-    except ValueError:
-        fail(ValueError, function, "bn_eps", "must be in the range of float64", bn_eps)
+    eps = _eps(function, bn_eps)
     mean = _numbers(function, "bn_rm", bn_rm)
     inputs, channels = conv_w.shape[:2] if transpose else (1, conv_w.shape[0])
     if groups is None or not transpose:
@@ -208,6 +203,15 @@ def _fused(function, conv_w, conv_b, bn_rm, bn_rv, bn_eps, bn_w, bn_b, transpose
             taps, columns = conv_w[None], (1, channels, 1)
         fused = taps * scale.reshape(*columns, *[1] * (conv_w.ndim - 2))
         return fused.reshape(conv_w.shape).astype(conv_w.dtype), total.astype(new_bias.dtype)
+
+
+def _eps(function: str, bn_eps: Any) -> float:
+    if not isinstance(bn_eps, (int, float, np.integer, np.floating)) or isinstance(bn_eps, bool):
+        fail(TypeError, function, "bn_eps", "must be a number", bn_eps)
+    try:
+        return plain_float(bn_eps)
+    except ValueError:
+        fail(ValueError, function, "bn_eps", "must be in the range of float64", bn_eps)
 
 
 def _numbers(function: str, name: str, value: Any, kinds: str = "f") -> np.ndarray:
