@@ -173,7 +173,7 @@ static void block_run(const dw_task *t, int64_t x, int64_t y, int64_t first, int
         dw_batch_at at = {.groups = min_i64(batch, last - g), .weights = io->packed, .bias = io->bias};
         fill_strip(t, from, g, at.groups, strip);
         at.weights += g * p->oc * p->ic * t->taps;
-        at.bias += at.bias ? g * p->oc : 0;
+        if (at.bias) at.bias += g * p->oc; /* C knows no sum of NULL and 0 */
         for (int64_t d = 0; d < b->count_d; d++) {
             at.strip = strip + d * t->s->slice;
             at.x = (const real *)io->x + from + inner + (t->inner_last > 0 ? d * t->x.slice : 0);

@@ -241,7 +241,7 @@ static void rows_run_scattered(const dw_task *t, const dw_batch_at *all, const d
         b.strip += t->p->ic * t->strip.channel;
         b.x += t->p->ic * t->x.channel;
         b.weights += t->p->oc * t->p->ic * t->taps;
-        b.bias += b.bias ? t->p->oc : 0;
+        if (b.bias) b.bias += t->p->oc;
         b.y += t->p->oc * t->io->y_stride_c;
     }
 }
@@ -260,7 +260,7 @@ static void rows_run_all(const dw_task *t, const dw_batch_at *b, const dw_rows_a
         part.strip += direct * t->p->ic * t->strip.channel;
         part.x += direct * t->p->ic * t->x.channel;
         part.weights += direct * t->p->oc * t->p->ic * t->taps;
-        part.bias += part.bias ? direct * t->p->oc : 0;
+        if (part.bias) part.bias += direct * t->p->oc;
         part.y += direct * t->p->oc * t->io->y_stride_c;
         rows_run_scattered(t, &part, at);
     }

@@ -109,7 +109,6 @@ INLINE void tile_all(const int channels, const int taps, const int across, const
     const int64_t groups = job->groups, tiles = job->tiles, first = job->first_column, last = job->last_column;
     const int64_t step = job->column_step, tile_strip = job->tile_strip, tile_out = job->tile_out;
     const int64_t group_strip = job->group_strip, group_weights = job->group_weights, group_out = job->group_out;
-    const int64_t group_bias = job->bias ? job->group_bias : 0;
     const real *weights = job->weights, *bias = job->bias, *strip = job->strip;
     real *out = job->out;
     for (int64_t group = 0; group < groups; group++) {
@@ -120,7 +119,7 @@ INLINE void tile_all(const int channels, const int taps, const int across, const
                 if (column == last) break;
             }
         weights += group_weights;
-        bias += group_bias;
+        if (bias) bias += job->group_bias;
         strip += group_strip;
         out += group_out;
     }
