@@ -13,14 +13,16 @@ import time
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from proofs import kernels
+from proofs import kernels, sanitizers
 from proofs.job import Job
 
 # name: what is proven, and the function that proves it with a Job
 JOBS = {
     "checker": ("--count different problems per instruction set of this CPU, planted bugs first", kernels.checker),
     "emulated": ("the checker on other CPUs: x86-64 and arm64 ones, by qemu-user", kernels.emulated),
-    "sanitized": ("the checker compiled by clang with Address- and UndefinedBehaviorSanitizer", kernels.sanitized),
+    "sanitized": ("the checker compiled by clang with Address- and UndefinedBehaviorSanitizer", sanitizers.checker),
+    "fuzz": ("--count runs of libFuzzer on the checker, with the same sanitizers", sanitizers.fuzz),
+    "suite": ("the Python tests on a core with the same sanitizers", sanitizers.suite),
 }
 
 

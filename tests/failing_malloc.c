@@ -20,7 +20,9 @@ void malloc_fail_at(long n, size_t bytes) {
 long malloc_until_failure(void) { return until_failure; }
 long malloc_live(void) { return live; }
 
-static int fails(size_t bytes) { return bytes >= least && until_failure > 0 && atomic_fetch_sub(&until_failure, 1) == 1; }
+static int fails(size_t bytes) {
+    return bytes >= least && until_failure > 0 && atomic_fetch_sub(&until_failure, 1) == 1;
+}
 
 /* By the size that the block got, which is the same when it is freed. */
 static void *counted(void *block) {

@@ -5,7 +5,9 @@
  *     memory.c   buffers that end, or begin, at a page that must not be touched; wrong accesses come back as errors
  *     state.c    the floating-point state, and whether the upper halves of the vector registers are clean
  *     plants.c   kernels with planted bugs, each of which must be found
- *     main.c     one problem through one algorithm; the walk over the table */
+ *     one.c      one problem through every algorithm
+ *     main.c     the walk over the table
+ *     fuzz.c     the same from libFuzzer's bytes */
 #ifndef CHECKER_H
 #define CHECKER_H
 
@@ -45,6 +47,7 @@ typedef enum place { AT_END, AT_START } place;
 
 uint64_t random_bits(uint64_t *state);
 int64_t random_in(uint64_t *state, int64_t low, int64_t high); /* both included */
+void choose_from(const unsigned char *bytes, size_t count);    /* instead of random numbers, while there are any */
 void draw_case(test_case *, uint64_t seed, storage native);
 uint64_t case_hash(const test_case *);
 void print_case(const test_case *, FILE *);
@@ -79,6 +82,23 @@ typedef struct plant {
 } plant;
 extern const plant PLANTS[];
 extern const size_t PLANT_COUNT;
+extern const plant UNSOUND[]; /* for sanitizers, not for this program: undefined behaviour that changes no result */
+extern const size_t UNSOUND_COUNT;
 extern const conv_algo *planted_into; /* what the planted kernels call first */
+
+enum { DTYPE_COUNT = 4, MOST_ALGOS = 32, MOST_FAILURES = 10 };
+extern const char *const DTYPES[DTYPE_COUNT];
+
+/* What was run so far on one instruction set. */
+typedef struct walk {
+    const char *isa;
+    int64_t problems, runs, failures;
+    int64_t ran[DTYPE_COUNT][MOST_ALGOS];
+    const plant *planted; /* NULL: the kernels as they are */
+    int quiet;
+} walk;
+
+void run_case(walk *, const test_case *, const conv_table *);
+const conv_table *find_table(const char *isa, const char *dtype);
 
 #endif

@@ -12,7 +12,16 @@ uint64_t random_bits(uint64_t *state) {
     return z ^ (z >> 31);
 }
 
+/* Bytes that are used up before the generator is asked: the fuzzer's. */
+static const unsigned char *chosen, *chosen_end;
+
+void choose_from(const unsigned char *bytes, size_t count) {
+    chosen = bytes;
+    chosen_end = bytes ? bytes + count : NULL;
+}
+
 int64_t random_in(uint64_t *state, int64_t low, int64_t high) {
+    if (chosen != chosen_end && high - low < 256) return low + *chosen++ % (high - low + 1);
     return low + (int64_t)(random_bits(state) % (uint64_t)(high - low + 1));
 }
 

@@ -1,5 +1,6 @@
 /* Kernels with planted bugs, the positive controls: the real kernel runs, and then what such a bug would do. A checker
  * that misses one of them is broken. */
+#include <stdlib.h>
 #include <string.h>
 
 #include "checker.h"
@@ -101,3 +102,27 @@ const plant PLANTS[] = {
     {"upper halves left in use", upper_halves_left},
 };
 const size_t PLANT_COUNT = sizeof PLANTS / sizeof PLANTS[0];
+
+PLANT(stack_over_write) {
+    REAL_KERNEL();
+    volatile unsigned char near[16];
+    for (int64_t i = 0; i < 16 + (p->n > 0); i++) near[i] = 0;
+    read_byte(near);
+}
+
+PLANT(signed_overflow) {
+    REAL_KERNEL();
+    volatile int32_t size = INT32_MAX;
+    size = size + (p->n > 0);
+}
+
+PLANT(heap_over_read) {
+    REAL_KERNEL();
+    unsigned char *block = malloc((size_t)p->n + 7);
+    block[0] = 0;
+    read_byte(block + p->n + 7);
+    free(block);
+}
+
+const plant UNSOUND[] = {{"stack", stack_over_write}, {"overflow", signed_overflow}, {"heap", heap_over_read}};
+const size_t UNSOUND_COUNT = sizeof UNSOUND / sizeof UNSOUND[0];

@@ -1,4 +1,4 @@
-"""The checker of the kernels (tests/checker) on this CPU, on emulated ones, and under clang's sanitizers."""
+"""The checker of the kernels (tests/checker) on this CPU and on emulated ones."""
 
 from __future__ import annotations
 
@@ -26,12 +26,3 @@ def emulated(job):
                 arguments = (emulator, "-cpu", cpu, program, "--isa", isa)
                 job.run(*arguments, "--count", max(job.count // 100, 500), "--seed", job.seed)
         job.run(emulator, "-cpu", "max", program, "--plants")
-
-
-def sanitized(job):
-    """Wrong accesses must end in the sanitizer's report, not in the checker's own handler: no plants here."""
-    clang = job.clang()
-    if clang is None:
-        return
-    program = job.build_checker("-fsanitize=address,undefined", "-fno-sanitize-recover=all", "-g", CC=clang)
-    job.run(program, "--count", max(job.count // 20, 500), "--seed", job.seed, ASAN_OPTIONS="detect_leaks=1")
