@@ -60,3 +60,10 @@ def test_a_failure_can_be_replayed(checker):
     assert "kernel" in done.stdout
     assert run(checker, "--isa", "none").returncode == 2
     assert run(checker, "--nonsense").returncode == 2
+
+
+def test_scratch_memory_is_bounded(checker):
+    """2 MiB a thread, whatever the shape; and for every one an algorithm plans its blocks and comes to an end."""
+    done = run(checker, "--scratch", "--count", "100000")
+    assert done.returncode == 0, done.stdout
+    assert " 0 over 2097152 bytes" in done.stdout

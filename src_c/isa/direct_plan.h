@@ -117,9 +117,10 @@ static direct_plan direct_plan_of(const conv_problem *p) {
     for (;;) {
         const int64_t rows = ceil_div(all_rows, d.row_blocks), tile = d.rest ? pixels_vectors(d.rest) * LANES : 1;
         int64_t cols = ceil_div(row, d.col_blocks);
+        const int least = rows == 1 && cols <= 16; /* whatever whole tiles make of it */
         if (cols < row && cols > 2 * tile) cols = ceil_div(cols, tile) * tile;
         d.strip = strip_layout_of(p, rows, cols);
-        if (direct_elements(&d, p->oc) <= room || (rows == 1 && cols <= 16)) break;
+        if (direct_elements(&d, p->oc) <= room || least) break;
         if (rows > 1)
             d.row_blocks = ceil_div(all_rows, rows > 4 ? rows * 3 / 4 : rows - 1);
         else

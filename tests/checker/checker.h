@@ -6,6 +6,7 @@
  *     state.c    the floating-point state, and whether the upper halves of the vector registers are clean
  *     plants.c   kernels with planted bugs, each of which must be found
  *     one.c      one problem through every algorithm
+ *     scratch.c  scratch memory of problems of all sizes
  *     main.c     the walk over the table
  *     fuzz.c     the same from libFuzzer's bytes */
 #ifndef CHECKER_H
@@ -98,6 +99,7 @@ typedef struct walk {
     int quiet;
 } walk;
 
+int64_t look_at_scratch(const char *isa, uint64_t seed, int64_t count); /* how many take too much */
 void run_case(walk *, const test_case *, const conv_table *);
 const conv_table *find_table(const char *isa, const char *dtype);
 

@@ -1,21 +1,15 @@
-/* checker [--isa NAME] [--count N] [--seed S] [--replay SEED] [--plants] [--unsound NAME]
+/* checker [--isa NAME] [--count N] [--seed S] [--replay SEED] [--plants] [--unsound NAME] [--scratch]
  *
  * Draws N different problems for each instruction set that this CPU can run and that was compiled (or for NAME), and
  * computes each by every algorithm that accepts it, with all buffers at the end and at the start of their pages. Each
  * failure prints the seed that --replay takes. --plants looks for the planted bugs instead, --unsound plants
- * one that only a sanitizer can see. */
+ * one that only a sanitizer can see. --scratch asks N problems of all sizes for their scratch memory alone. */
 #include <stdlib.h>
 #include <string.h>
 
 #include "checker.h"
 
-const conv_table *find_table(const char *isa, const char *dtype) {
-    const conv_table *table;
-    for (size_t i = 0; (table = conv_table_at(i, dtype)) != NULL; i++)
-        if (strcmp(table->isa, isa) == 0) return table;
-    return NULL;
-}
-
+#ifndef CHECKER_FUZZ /* which has its own main */
 /* A set of hashes, so that no problem counts twice. */
 static int seen_before(uint64_t *set, uint64_t mask, uint64_t hash) {
     uint64_t at = hash & mask;
@@ -100,16 +94,17 @@ static int run_unsound(const char *isa, const char *name) {
     return 0;
 }
 
-#ifndef CHECKER_FUZZ
 int main(int argc, char **argv) {
     const char *only = NULL, *replayed = NULL, *unsound = NULL;
     uint64_t seed = 1;
     int64_t count = 2000;
-    int plants = 0, status = 0, isas = 0;
+    int plants = 0, scratch = 0, status = 0, isas = 0;
     for (int i = 1; i < argc; i++) {
         const char *value = i + 1 < argc ? argv[i + 1] : "";
         if (strcmp(argv[i], "--plants") == 0)
             plants = 1;
+        else if (strcmp(argv[i], "--scratch") == 0)
+            scratch = 1;
         else if (strcmp(argv[i], "--isa") == 0)
             only = value, i++;
         else if (strcmp(argv[i], "--count") == 0)
@@ -128,7 +123,9 @@ int main(int argc, char **argv) {
         walk w = {.isa = table->isa};
         if (only && strcmp(only, table->isa) != 0) continue;
         isas++;
-        if (replayed)
+        if (scratch)
+            status |= look_at_scratch(table->isa, seed, count) != 0;
+        else if (replayed)
             status |= replay(table->isa, replayed);
         else if (unsound)
             status |= run_unsound(table->isa, unsound);

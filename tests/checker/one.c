@@ -216,3 +216,10 @@ void run_case(walk *w, const test_case *t, const conv_table *table) {
     free(values);
     free(magnitudes);
 }
+
+const conv_table *find_table(const char *isa, const char *dtype) {
+    const conv_table *table;
+    for (size_t i = 0; (table = conv_table_at(i, dtype)) != NULL; i++)
+        if (strcmp(table->isa, isa) == 0) return table;
+    return NULL;
+}

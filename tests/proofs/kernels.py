@@ -12,6 +12,7 @@ CPUS = {  # the instruction sets that the emulator of each of these can run
 def checker(job):
     program = job.build_checker()
     job.run(program, "--plants")
+    job.run(program, "--scratch", "--count", 10 * job.count, "--seed", job.seed)
     job.run(program, "--count", job.count, "--seed", job.seed)
 
 

@@ -13,7 +13,7 @@ import subprocess
 import sys
 from importlib.util import find_spec
 
-from .job import ROOT
+from proofs.job import ROOT
 
 SANITIZE = ("-fsanitize=address,undefined", "-fno-sanitize-recover=all", "-g1", "-O0")
 # What planted bugs are found as; the names are those of the checker's --unsound.
@@ -22,7 +22,8 @@ FOUND = {"stack": "stack-buffer-overflow", "heap": "heap-buffer-overflow", "over
 PLANTED = (
     ("return aligned_alloc(CONV_ALIGN, rounded ? rounded : CONV_ALIGN);",
      "return (void)rounded, aligned_alloc(CONV_ALIGN, CONV_ALIGN);", "heap-buffer-overflow"),
-    ("    fp_write(before);\n", "    fp_write(before);\n    volatile int bits = 40;\n    bits = 1 << bits;\n", "shift exponent"),
+    ("    fp_write(before);\n", "    fp_write(before);\n    volatile int bits = 40;\n    bits = 1 << bits;\n",
+     "shift exponent"),
 )  # fmt: skip
 
 
@@ -82,7 +83,7 @@ def suite(job):
     build = (sys.executable, "setup.py", "-q", "build_ext", "--inplace")
     source = tree / "src_c" / "run.c"
     sound = source.read_text()
-    test = (sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", "-W", "error")
+    test = (sys.executable, "-m", "pytest", "-q", "-x", "-s", "-p", "no:cacheprovider", "-W", "error")
     for text, bug, report in PLANTED:
         assert sound.count(text) == 1, text
         source.write_text(sound.replace(text, bug))
