@@ -13,7 +13,7 @@ import time
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from proofs import kernels, sanitizers
+from proofs import kernels, memory, sanitizers
 from proofs.job import Job
 
 # name: what is proven, and the function that proves it with a Job
@@ -22,6 +22,8 @@ JOBS = {
     "emulated": ("the checker on other CPUs: x86-64 and arm64 ones, by qemu-user", kernels.emulated),
     "sanitized": ("the checker compiled by clang with Address- and UndefinedBehaviorSanitizer", sanitizers.checker),
     "fuzz": ("--count runs of libFuzzer on the checker, with the same sanitizers", sanitizers.fuzz),
+    "shapes": ("10,000 shapes: memory stays flat", memory.shapes),
+    "large": ("tensors of more than 2**31 elements, in 8 GiB", memory.large),
     "suite": ("the Python tests on a core with the same sanitizers", sanitizers.suite),
 }
 
