@@ -13,7 +13,7 @@ import time
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from proofs import kernels, memory, sanitizers
+from proofs import kernels, levels, memory, sanitizers
 from proofs.job import Job
 
 # name: what is proven, and the function that proves it with a Job
@@ -25,6 +25,9 @@ JOBS = {
     "shapes": ("10,000 shapes: memory stays flat", memory.shapes),
     "large": ("tensors of more than 2**31 elements, in 8 GiB", memory.large),
     "suite": ("the Python tests on a core with the same sanitizers", sanitizers.suite),
+    "forced": ("a part of the Python tests under PYCONV_ISA=each of this CPU's instruction sets", levels.forced),
+    "levels": ("that part on emulated x86-64 CPUs: Nehalem, SandyBridge, Haswell", levels.emulated),
+    "arm64": ("that part on emulated arm64 CPUs, with arm64's Python, which is downloaded", levels.arm64),
 }
 
 

@@ -48,6 +48,13 @@ class Job:
             self.skip(f"{', '.join(missing)} not installed")
         return not missing
 
+    def emulator(self, name):
+        """Return the name of qemu-user's emulator, or of its static twin, or None: then the job counts as skipped."""
+        found = next((tool for tool in (name, f"{name}-static") if shutil.which(tool)), None)
+        if found is None:
+            self.skip(f"{name} not installed")
+        return found
+
     def clang(self):
         """Return clang's name, or None: then the job counts as skipped."""
         found = next((name for name in CLANGS if shutil.which(name)), None)

@@ -17,9 +17,10 @@ def checker(job):
 
 
 def emulated(job):
-    for emulator, cpus in CPUS.items():
-        cross = emulator == "qemu-aarch64"
-        if not job.has(emulator, *([CROSS] if cross else [])):
+    for name, cpus in CPUS.items():
+        cross = name == "qemu-aarch64"
+        emulator = job.emulator(name)
+        if emulator is None or (cross and not job.has(CROSS)):
             continue
         program = job.build_checker("-static", **({"CC": CROSS} if cross else {"PYCONV_BUILD_ISAS": "sse2,avx2"}))
         for cpu, isas in cpus.items():
