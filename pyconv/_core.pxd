@@ -58,6 +58,7 @@ cdef extern from "conv.h" nogil:
     void conv_scratch_give(void *scratch)
     int conv_watch_forks()
     int conv_in_forked_child()
+    int conv_startable_threads(int wanted)
 
 
 cdef extern from "cpu.h" nogil:

@@ -145,9 +145,9 @@ cdef const void *pointer(array):
 
 
 cdef int usable_threads(int64_t macs, size_t tasks) noexcept nogil:
-    if macs < SERIAL_BELOW_MACS or tasks < 2 or conv_in_forked_child():
+    if not compiled_with_openmp or macs < SERIAL_BELOW_MACS or tasks < 2 or conv_in_forked_child():
         return 1
-    return thread_limit if <size_t>thread_limit < tasks else <int>tasks
+    return conv_startable_threads(thread_limit if <size_t>thread_limit < tasks else <int>tasks)
 
 
 cdef int stored_bytes(int type, int native) noexcept:

@@ -172,21 +172,35 @@ def thread_limits() -> dict[str, int]:
     return limits
 
 
-def _cgroup_cpus() -> int | None:
-    """Return the CPUs that the cgroup v2 quota of this process or of a group around it pays for, rounded up."""
+def _cgroup_cpus(own: Path = Path("/proc/self/cgroup"), mount: Path = Path("/sys/fs/cgroup")) -> int | None:
+    """Return the CPUs that the quota of this process's cgroup, or of a group around it, pays for, rounded up."""
+    quotas = []
     try:
-        own = next(line for line in Path("/proc/self/cgroup").read_text().splitlines() if line.startswith("0::"))
-        group = Path("/sys/fs/cgroup") / own[3:].lstrip("/")
-        quotas = []
-        for folder in (group, *group.parents):
-            limit = folder / "cpu.max"
-            if limit.is_file():
-                quota, period = limit.read_text().split()
-                if quota != "max":
-                    quotas.append(-(-int(quota) // int(period)))
-        return max(min(quotas), 1) if quotas else None
-    except (OSError, StopIteration, ValueError):
-        return None  # no Linux, no cgroup v2, or not readable from here: no limit is known
+        for line in own.read_text().splitlines():
+            _, controllers, path = line.split(":", 2)
+            if controllers and "cpu" not in controllers.split(","):
+                continue
+            top = mount / "cpu" if controllers else mount  # version 1 has a tree for each controller, version 2 has one
+            group = top / path.lstrip("/")
+            for folder in (group, *group.parents):
+                quota = _cgroup_quota(folder)
+                if quota:
+                    quotas.append(quota)
+    except (OSError, ValueError):
+        return None  # no Linux, or not readable from here: no limit is known
+    return min(quotas, default=None)
+
+
+def _cgroup_quota(folder: Path) -> int | None:
+    """Return the CPUs of one folder's quota: "max 100000" and -1 are none."""
+    one, two = folder / "cpu.max", folder / "cpu.cfs_quota_us"
+    if one.is_file():
+        quota, period = one.read_text().split()
+    elif two.is_file():
+        quota, period = two.read_text().strip(), (folder / "cpu.cfs_period_us").read_text()
+    else:
+        return None
+    return None if quota in ("max", "-1") else max(-(-int(quota) // int(period)), 1)
 
 
 def config() -> dict[str, object]:

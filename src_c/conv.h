@@ -102,7 +102,8 @@ void *conv_memory_new(size_t bytes); /* for packed weights: aligned to CONV_ALIG
 void conv_memory_free(void *block);
 void *conv_scratch_take(size_t bytes); /* aligned to CONV_ALIGN; NULL when there is no memory */
 void conv_scratch_give(void *scratch);
-int conv_watch_forks(void);     /* once, at import; nonzero: this system cannot tell */
-int conv_in_forked_child(void); /* OpenMP's threads did not survive the fork: compute serially */
+int conv_watch_forks(void);             /* once, at import; nonzero: this system cannot tell */
+int conv_in_forked_child(void);         /* OpenMP's threads did not survive the fork: compute serially */
+int conv_startable_threads(int wanted); /* the caller counts: 1 to wanted */
 
 #endif

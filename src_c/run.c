@@ -1,4 +1,4 @@
-/* What surrounds every task: the floating-point state, the scratch memory, and forks. */
+/* What surrounds every task: the floating-point state, the scratch memory, forks, and whether threads start. */
 #include "conv.h"
 
 #include <stdatomic.h>
@@ -97,3 +97,35 @@ int conv_watch_forks(void) { return 0; }
 #endif
 
 int conv_in_forked_child(void) { return forked; }
+
+/* libgomp ends the whole process where it cannot start a thread: a user's or a container's limit on processes. So
+ * whoever calls with more threads than ever before first starts that many for a moment, all alive at the same time, and
+ * goes on with those that could be. Some 20 us a thread, once in each calling thread; a limit that is reached later
+ * is not seen. */
+#if !defined(_WIN32)
+enum { MOST_THREADS = 1024 };
+
+static void *wait_at(void *gate) {
+    pthread_mutex_lock(gate);
+    pthread_mutex_unlock(gate);
+    return NULL;
+}
+
+int conv_startable_threads(int wanted) {
+    static _Thread_local int seen = 1; /* the caller counts as one */
+    if (wanted <= seen) return wanted;
+    pthread_t threads[MOST_THREADS];
+    pthread_mutex_t gate = PTHREAD_MUTEX_INITIALIZER;
+    int started = 1;
+    pthread_mutex_lock(&gate);
+    while (started < wanted && started < MOST_THREADS && pthread_create(&threads[started], NULL, wait_at, &gate) == 0)
+        started++;
+    pthread_mutex_unlock(&gate);
+    for (int i = 1; i < started; i++) pthread_join(threads[i], NULL);
+    pthread_mutex_destroy(&gate);
+    if (started > seen) seen = started;
+    return started;
+}
+#else
+int conv_startable_threads(int wanted) { return wanted; }
+#endif
