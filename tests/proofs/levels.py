@@ -14,7 +14,8 @@ from .kernels import CPUS, CROSS
 
 # Tests that start no other process: that one would run on the real CPU.
 PART = [f"tests/test_{name}.py" for name in "kernels seed exactness layout padding dtypes packed quantized".split()]
-PYTEST = ["-m", "pytest", "-W", "error", "-p", "no:cacheprovider", "--hypothesis-profile=quick"]
+# A test takes minutes on an emulated CPU: no tracebacks of what merely takes long.
+PYTEST = "-m pytest -W error -p no:cacheprovider -o faulthandler_timeout=0 --hypothesis-profile=quick".split()
 LEVELS = {"x86_64": ("sse2", "avx2", "avx512"), "aarch64": ("neon",)}
 AVX2 = """
 #include <immintrin.h>
