@@ -24,6 +24,7 @@
 #include "../cpu.h"
 #include "algorithm.h"
 #include "im2col.h"
+#include "winograd_filter.h"
 #include "winograd_product.h"
 
 #define WINOGRAD_LINE ((int64_t)(CONV_ALIGN / sizeof(real)))
@@ -102,9 +103,9 @@ static int winograd_is_faster(const conv_problem *p, const winograd_plan *g) {
     return tiles * (weights * multiply + transform) < 9 * ic * (double)p->oc * pixels;
 }
 
-/* Packing transforms every filter, some 60 ns each (Zen 3), and an output saves 0.12 ns a filter: for one call it pays
- * from about 500 outputs on. */
-#define WINOGRAD_RAW_OUTPUTS 600
+/* Packing transforms every filter, 14 to 25 ns each and its share of fresh pages (Zen 3): for one call it pays from 140
+ * outputs on with 64 x 64 channels, from 280 with 128 x 128 and 350 with 256 x 256. */
+#define WINOGRAD_RAW_OUTPUTS 300
 
 /* The bound of 16 u sum |x w| needs 32 channels: the error grows with the root of their number, the sum with the
  * number. The largest of 2 * 10^6 outputs in corners of padded images: 13.6 for normal data; for data of one sign 13.2
@@ -137,9 +138,7 @@ static void winograd_pack(const conv_problem *p, const void *w, void *packed, si
     for (int64_t c0 = 0; c0 < p->ic; c0 += g.depth) {
         const int64_t depth = min_i64(g.depth, p->ic - c0);
         real *u = dst + (c0 * ELEMENTS * g.panels + panel * depth) * WINOGRAD_NR;
-        for (int64_t c = 0; c < depth; c++)
-            winograd_filter(src + (c0 + c) * 9, p->ic * 9, p->oc - k, u + c * WINOGRAD_NR,
-                            g.panels * depth * WINOGRAD_NR);
+        winograd_filters(src + c0 * 9, p->ic * 9, p->oc - k, depth, u, g.panels * depth * WINOGRAD_NR);
     }
 }
 

@@ -1,4 +1,4 @@
-/* The three transforms of F(4x4, 3x3), and moving tiles between rows of pixels and vector lanes.
+/* The transforms of F(4x4, 3x3), and moving tiles between rows of pixels and vector lanes; G is in winograd_filter.h.
  *
  *     y = A^T [ (G g G^T) . (B^T d B) ] A        d: 6x6 inputs, g: 3x3 filter, y: 4x4 outputs, . element by element
  *
@@ -59,41 +59,6 @@ INLINE void winograd_output_1d(const vec m[6], vec y[4]) {
     y[1] = POINT_A * difference_a + POINT_B * difference_b;
     y[2] = A2 * sum_a + B2 * sum_b;
     y[3] = A2 * POINT_A * difference_a + (B2 * POINT_B * difference_b + m[5]);
-}
-
-/* u = G g without the denominators, in double. */
-INLINE void winograd_filter_1d(double g0, double g1, double g2, double u[6]) {
-    const double a = POINT_A, b = POINT_B;
-    u[0] = g0;
-    u[1] = g0 + a * a * g2 + a * g1;
-    u[2] = g0 + a * a * g2 - a * g1;
-    u[3] = g0 + b * b * g2 + b * g1;
-    u[4] = g0 + b * b * g2 - b * g1;
-    u[5] = g2;
-}
-
-/* u[36][element], one input channel and NR output channels: G w G^T. w: the first filter, `row` from one output channel
- * to the next. Denominators are exact and divide last, so that a weight is rounded once: a reciprocal's error would be
- * the same in all channels and add up. The division is a product with the reciprocal and one step of Newton. */
-INLINE void winograd_filter(const real *w, int64_t row, int64_t channels, real *u, int64_t element) {
-    const double a2 = A2, b2 = B2, n_a = 2 * a2 * (a2 - b2), n_b = 2 * b2 * (b2 - a2);
-    const double n[6] = {a2 * b2, n_a, n_a, n_b, n_b, 1};
-    double f[9][WINOGRAD_NR], t[6][3][WINOGRAD_NR], v[6];
-    for (int64_t k = 0; k < WINOGRAD_NR; k++)
-        for (int i = 0; i < 9; i++) f[i][k] = k < channels ? w[k * row + i] : 0;
-    for (int j = 0; j < 3; j++)
-        for (int k = 0; k < WINOGRAD_NR; k++) {
-            winograd_filter_1d(f[j][k], f[3 + j][k], f[6 + j][k], v);
-            for (int i = 0; i < 6; i++) t[i][j][k] = v[i];
-        }
-    for (int i = 0; i < 6; i++)
-        for (int k = 0; k < WINOGRAD_NR; k++) {
-            winograd_filter_1d(t[i][0][k], t[i][1][k], t[i][2][k], v);
-            for (int j = 0; j < 6; j++) {
-                const double reciprocal = 1 / (n[i] * n[j]), q = v[j] * reciprocal;
-                u[(6 * i + j) * element + k] = (real)(q + (v[j] - q * (n[i] * n[j])) * reciprocal);
-            }
-        }
 }
 
 /* Four neighbouring pixels of a row, of one tile. */
