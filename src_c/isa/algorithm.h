@@ -16,7 +16,7 @@
 #if REAL_IS_INTEGER
 #define ALGORITHMS(row) row(im2col_gemm)
 #else
-#define ALGORITHMS(row) row(depthwise) row(winograd) row(direct) row(im2col_gemm)
+#define ALGORITHMS(row) row(depthwise) row(winograd) row(winograd_1d) row(direct) row(im2col_gemm)
 #endif
 
 #endif

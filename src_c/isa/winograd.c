@@ -27,8 +27,6 @@
 #include "winograd_filter.h"
 #include "winograd_product.h"
 
-#define WINOGRAD_LINE ((int64_t)(CONV_ALIGN / sizeof(real)))
-
 typedef struct winograd_plan {
     int64_t sub_h, sub_w;        /* sub-images per axis */
     int64_t tiles_h, tiles_w;    /* of a sub-image */
@@ -138,7 +136,7 @@ static void winograd_pack(const conv_problem *p, const void *w, void *packed, si
     for (int64_t c0 = 0; c0 < p->ic; c0 += g.depth) {
         const int64_t depth = min_i64(g.depth, p->ic - c0);
         real *u = dst + (c0 * ELEMENTS * g.panels + panel * depth) * WINOGRAD_NR;
-        winograd_filters(src + c0 * 9, p->ic * 9, p->oc - k, depth, u, g.panels * depth * WINOGRAD_NR);
+        winograd_filters(9, src + c0 * 9, p->ic * 9, p->oc - k, depth, u, g.panels * depth * WINOGRAD_NR);
     }
 }
 
@@ -230,34 +228,6 @@ static void winograd_input(const winograd_task *t, real *v) {
         winograd_input_tiles(t->z, t->plan.row_pitch, t->at + i, v + i, t->plan.element);
 }
 
-/* M of the task, from one block of input channels. The next panel of U and lines of M are fetched meanwhile: U is
- * mostly larger than L2, and M is touched once per panel. A prefetch never faults: the last ones go beyond U. */
-static void winograd_gemm(const winograd_task *t, const real *u, int64_t depth, int add) {
-    const winograd_plan *g = &t->plan;
-    const int64_t groups = ceil_div(t->tiles, WINOGRAD_R), panel_size = depth * WINOGRAD_NR;
-    winograd_product x = {.depth = depth, .chain = g->chain, .pitch = g->pitch, .m_pitch = g->m_pitch, .add = add};
-    x.share = min_i64(ceil_div(WINOGRAD_NR, groups), WINOGRAD_LINE);
-    for (int64_t e = 0; e < ELEMENTS; e++)
-        for (int64_t panel = 0; panel < t->panels; panel++) {
-            const int last = panel + 1 == t->panels;
-            const int64_t next_e = last ? e + 1 : e, next_panel = last ? 0 : panel + 1;
-            const real *next_m = t->m + (next_panel * ELEMENTS + next_e) * WINOGRAD_NR;
-            x.u = u + (e * g->panels + t->panel + panel) * panel_size;
-            x.next = u + (next_e * g->panels + t->panel + next_panel) * panel_size;
-            for (int64_t i = 0, left = groups; left > 0; left--, x.next += depth * x.share) {
-                const int64_t r = ceil_div(t->tiles - i, left);
-                for (int64_t j = i; j < i + r; j++) __builtin_prefetch(next_m + j * g->m_pitch, 1);
-                x.v = t->v + e * g->element + i;
-                x.m = t->m + (panel * ELEMENTS + e) * WINOGRAD_NR + i * g->m_pitch;
-                if (add && g->apart)
-                    winograd_tile_apart(r, x);
-                else
-                    winograd_tile_any(r, &x);
-                i += r;
-            }
-        }
-}
-
 /* y: where the first of the task's oc output channels begins. */
 static void winograd_output(const winograd_task *t, const conv_io *io, int64_t y, int64_t oc) {
     tile_output o = {.p = &t->p,
@@ -312,6 +282,8 @@ static void winograd_run(const conv_problem *p, const conv_io *io, size_t task, 
     if (io->bias) memcpy(t.bias, (const real *)io->bias + group * p->oc + k, (size_t)oc * sizeof(real));
     const int64_t x = group * p->ic * io->x_stride_c;
     const real *u = (const real *)io->packed + group * ELEMENTS * g->panels * WINOGRAD_NR * p->ic;
+    const winograd_sums sums = {ELEMENTS, t.tiles,  t.panel,    t.panels,   g->panels, g->chain,
+                                g->apart, g->pitch, g->element, g->m_pitch, t.v,       t.m};
     for (int64_t c0 = 0; c0 < p->ic; c0 += g->depth) {
         const int64_t depth = min_i64(g->depth, p->ic - c0);
         for (int64_t c = c0; c < c0 + depth; c++) {
@@ -319,7 +291,7 @@ static void winograd_run(const conv_problem *p, const conv_io *io, size_t task, 
             winograd_rows(&t, io, x + c * io->x_stride_c, min_i64(p->ic - 1 - c, 2) * io->x_stride_c);
             winograd_input(&t, t.v + (c - c0) * g->pitch);
         }
-        winograd_gemm(&t, u + c0 * ELEMENTS * g->panels * WINOGRAD_NR, depth, c0 > 0);
+        winograd_multiply(&sums, u + c0 * ELEMENTS * g->panels * WINOGRAD_NR, depth, c0 > 0);
     }
     winograd_output(&t, io, (group * p->oc + k) * io->y_stride_c, oc);
 }

@@ -65,6 +65,16 @@ INLINE void winograd_filter(const real *f, real *u, int64_t element) {
     }
 }
 
+/* The same for the 3 weights of a line and u[6][element]. */
+INLINE void winograd_filter_line(const real *f, real *u, int64_t element) {
+    wide g[3], v[6];
+    UNROLL
+    for (int i = 0; i < 3; i++) g[i] = __builtin_convertvector(*(const narrow *)(f + i * LANES), wide);
+    winograd_filter_1d(g, v);
+    UNROLL
+    for (int i = 0; i < 6; i++) winograd_divide(v[i], winograd_denominator(i), u + i * element);
+}
+
 /* f[count][LANES]: the first `count` weights, whole vectors of them, of LANES filters. w: the first filter, `row` from
  * one to the next, of which `channels` exist. */
 INLINE void transpose_filters(const real *w, int64_t row, int64_t channels, int64_t count, real *f) {
@@ -78,20 +88,28 @@ INLINE void transpose_filters(const real *w, int64_t row, int64_t channels, int6
     }
 }
 
-/* u[36][element]: [depth][NR] of each of the 36, for depth >= LANES input channels. By way of a block of its own, since
- * where they lie in u the 36 lines of a channel fall into few sets of L1 (Zen 3: 30 ns a filter, with it 14). */
-static void winograd_filters(const real *w, int64_t row, int64_t channels, int64_t depth, real *u, int64_t element) {
-    enum { TAPS = 9, BLOCK = LANES * WINOGRAD_NR };
-    real f[2][TAPS * LANES * LANES] __attribute__((aligned(CONV_ALIGN)));
+/* u[element]: [depth][NR] of each of the 36 or, for 3 taps, 6 elements, for depth >= LANES input channels. By way of a
+ * block of its own, since where they lie in u the 36 lines of a channel fall into few sets of L1 (Zen 3: 30 ns a
+ * filter, with it 14). */
+INLINE void winograd_filters(const int taps, const real *w, int64_t row, int64_t channels, int64_t depth, real *u,
+                             int64_t element) {
+    enum { BLOCK = LANES * WINOGRAD_NR };
+    real f[2][9 * LANES * LANES] __attribute__((aligned(CONV_ALIGN)));
     real block[ELEMENTS][BLOCK] __attribute__((aligned(CONV_ALIGN)));
     for (int64_t c0 = 0; c0 < depth; c0 += LANES) {
         c0 = min_i64(c0, depth - LANES);
         for (int i = 0; i < 2; i++)
-            transpose_filters(w + i * LANES * row + c0 * TAPS, row, channels - i * LANES, TAPS * LANES, f[i]);
+            transpose_filters(w + i * LANES * row + c0 * taps, row, channels - i * LANES, taps * LANES, f[i]);
         for (int64_t c = 0; c < LANES; c++)
-            for (int64_t k = 0; k < WINOGRAD_NR; k += WIDE_LANES)
-                winograd_filter(f[k / LANES] + c * TAPS * LANES + k % LANES, block[0] + c * WINOGRAD_NR + k, BLOCK);
-        for (int e = 0; e < ELEMENTS; e++) memcpy(u + e * element + c0 * WINOGRAD_NR, block[e], sizeof block[e]);
+            for (int64_t k = 0; k < WINOGRAD_NR; k += WIDE_LANES) {
+                const real *weights = f[k / LANES] + c * taps * LANES + k % LANES;
+                if (taps == 9)
+                    winograd_filter(weights, block[0] + c * WINOGRAD_NR + k, BLOCK);
+                else
+                    winograd_filter_line(weights, block[0] + c * WINOGRAD_NR + k, BLOCK);
+            }
+        for (int e = 0; e < (taps == 9 ? ELEMENTS : 6); e++)
+            memcpy(u + e * element + c0 * WINOGRAD_NR, block[e], sizeof block[e]);
     }
 }
 

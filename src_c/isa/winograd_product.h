@@ -1,10 +1,11 @@
-/* The products of Winograd's algorithm, one register tile at a time, for one of the transform's elements.
+/* The products of Winograd's algorithms, 36 matrices of them or 6, one for each element of a transformed tile.
  *
- *     m[r][NR] += sum over c of v[c][r] * u[c][NR]          r: tiles, at most R; NR: a panel's output channels
+ *     M[tile][panel][element][NR] += sum over c of V[element][c][tile] * U[element][panel][c][NR]
  *
- * for each chain of input channels:
- *   for each input channel: 2 vectors of u, r broadcasts of v, 2 r multiply-adds         v, u: L1; sums: registers
- *   m += sums
+ * for each element, for each panel of NR output channels, for each R of the tiles:             U, V of an element: L1
+ *   for each chain of input channels:
+ *     for each input channel: 2 vectors of U, R broadcasts of V, 2 R multiply-adds           sums: registers
+ *     M += sums
  *
  * Tails: one function for every r from 1 to R; unused lanes of u are zeros. */
 #ifndef WINOGRAD_PRODUCT_H
@@ -15,6 +16,8 @@
 /* The register tile: R tiles broadcast times NR channels. 12 + 2 + 1 of 16 registers; 28 + 2 + 1 of AVX-512's 32; NEON
  * multiplies by lanes of 4 tiles: 24 + 2 + 3. */
 #define WINOGRAD_R (VECTOR_REGISTERS == 16 ? 6 : VECTOR_BYTES == 64 ? 14 : 12)
+
+#define WINOGRAD_LINE ((int64_t)(CONV_ALIGN / sizeof(real)))
 
 /* One call of the register tile: m[r][NR] = (add ? m : 0) + sum over depth of v[depth][r] * u[depth][NR]. */
 typedef struct winograd_product {
@@ -88,6 +91,43 @@ static void winograd_tile_apart(int64_t r, winograd_product x) {
     for (int64_t i = 0; i < r; i++, m += m_pitch)
         for (int j = 0; j < WINOGRAD_NR; j += LANES)
             vec_store(m + j, vec_load(m + j) + vec_load(sums + i * WINOGRAD_NR + j));
+}
+
+typedef struct winograd_sums {
+    int64_t elements, tiles;               /* of a transformed tile; of the task */
+    int64_t panel, panels, all_panels;     /* the task's first one, its, and those of U */
+    int64_t chain;                         /* terms that are summed from zero */
+    int apart;                             /* the sum of a block of channels is complete before it joins M */
+    int64_t pitch, element_pitch, m_pitch; /* of V: from channel to channel, element to element; of M: tile to tile */
+    const real *v;
+    real *m;
+} winograd_sums;
+
+/* M of the task, from one block of input channels. The next panel of U and lines of M are fetched meanwhile: U is
+ * mostly larger than L2, and M is touched once per panel. A prefetch never faults: the last ones go beyond U. */
+static void winograd_multiply(const winograd_sums *s, const real *u, int64_t depth, int add) {
+    const int64_t groups = ceil_div(s->tiles, WINOGRAD_R), panel_size = depth * WINOGRAD_NR;
+    winograd_product x = {.depth = depth, .chain = s->chain, .pitch = s->pitch, .m_pitch = s->m_pitch, .add = add};
+    x.share = min_i64(ceil_div(WINOGRAD_NR, groups), WINOGRAD_LINE);
+    for (int64_t e = 0; e < s->elements; e++)
+        for (int64_t panel = 0; panel < s->panels; panel++) {
+            const int last = panel + 1 == s->panels;
+            const int64_t next_e = last ? e + 1 : e, next_panel = last ? 0 : panel + 1;
+            const real *next_m = s->m + (next_panel * s->elements + next_e) * WINOGRAD_NR;
+            x.u = u + (e * s->all_panels + s->panel + panel) * panel_size;
+            x.next = u + (next_e * s->all_panels + s->panel + next_panel) * panel_size;
+            for (int64_t i = 0, left = groups; left > 0; left--, x.next += depth * x.share) {
+                const int64_t r = ceil_div(s->tiles - i, left);
+                for (int64_t j = i; j < i + r; j++) __builtin_prefetch(next_m + j * s->m_pitch, 1);
+                x.v = s->v + e * s->element_pitch + i;
+                x.m = s->m + (panel * s->elements + e) * WINOGRAD_NR + i * s->m_pitch;
+                if (add && s->apart)
+                    winograd_tile_apart(r, x);
+                else
+                    winograd_tile_any(r, &x);
+                i += r;
+            }
+        }
 }
 
 #endif

@@ -128,21 +128,25 @@ INLINE void winograd_columns(const real_unaligned *const row[6], int64_t columns
     }
 }
 
+/* v[6][element], LANES tiles: d B, from a row d in which the tiles begin at `at`. Reads two pixels beyond a tile's 6.
+ */
+INLINE void winograd_input_row(const real *row, const int32_t *at, real *v, int64_t element) {
+    vec d[8], u[6];
+    UNROLL
+    for (int k = 0; k < 4; k++) {
+        d[k] = load_quads(row, at + k);
+        d[4 + k] = load_quads(row + 4, at + k);
+    }
+    transpose_quads(d);
+    transpose_quads(d + 4);
+    winograd_input_1d(d, u);
+    UNROLL
+    for (int j = 0; j < 6; j++) vec_store(v + j * element, u[j]);
+}
+
 /* v[36][element], LANES tiles: B^T d B, from 6 rows z of B^T d in which the tiles begin at `at`. */
 INLINE void winograd_input_tiles(const real *z, int64_t pitch, const int32_t *at, real *v, int64_t element) {
-    for (int i = 0; i < 6; i++, z += pitch, v += 6 * element) {
-        vec d[8], u[6];
-        UNROLL
-        for (int k = 0; k < 4; k++) {
-            d[k] = load_quads(z, at + k);
-            d[4 + k] = load_quads(z + 4, at + k);
-        }
-        transpose_quads(d);
-        transpose_quads(d + 4);
-        winograd_input_1d(d, u);
-        UNROLL
-        for (int j = 0; j < 6; j++) vec_store(v + j * element, u[j]);
-    }
+    for (int i = 0; i < 6; i++) winograd_input_row(z + i * pitch, at, v + 6 * i * element, element);
 }
 
 /* Where LANES output channels of a tile go. */

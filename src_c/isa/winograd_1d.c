@@ -1,0 +1,291 @@
+/* Winograd's F(4, 3) along rows: 6 multiplications for 4 outputs instead of 12, in filters of 3 taps and stride 1.
+ *
+ *     y(tile) = A^T [ sum over c of U[c] . B^T d[c] ],     U = G w                              (winograd_transform.h)
+ *
+ * for each task (group, block of output channels, block of T tiles of all rows):                         one thread
+ *   for each block of input channels: rows of pixels -> B^T d -> V[6][channels][T]              V: a quarter of L2
+ *     M += U V                                                                                  (winograd_product.h)
+ *   for each panel of NR output channels: A^T M -> sums[pixel][NR] -> y                                  sums: L1
+ *
+ * With a dilation D the tile of output o reads o, o + D .. o + 5 D: a stretch of 4 D outputs is D tiles side by side,
+ * in lanes as they lie where D is a multiple of 4; for other dilations the pixels of one remainder are gathered. Tails:
+ * what lies beyond the last output's taps is zero, and outputs beyond the last are not stored; unused lanes of the last
+ * panel multiply zeros. Every output is summed in the same order in whatever block, batch or thread.
+ *
+ * An Inf or NaN in x makes NaN of all 4 outputs, in all channels of its group, of every tile whose 6 inputs hold it. So
+ * may a magnitude over 1/6 of the largest number, since B^T d adds up to 5.1 times the largest input. The error is
+ * relative to the largest inputs of the tile: where those of one output are all much smaller, 16 u sum |x w| does not
+ * hold for it. Lavin and Gray, "Fast algorithms for convolutional neural networks", CVPR 2016. */
+#include "../cpu.h"
+#include "algorithm.h"
+#include "im2col.h"
+#include "winograd_filter.h"
+#include "winograd_product.h"
+
+enum { LINE_ELEMENTS = 6, LINE_OUTPUTS = 4 };
+
+/* A piece: tiles of one row, `wide` remainders of the dilation by `long` stretches of 4 * dilation outputs. */
+typedef struct line_plan {
+    int64_t wide, stretches;     /* of a piece: one of the two is all there is, or the other is 1 */
+    int64_t wide_pieces, pieces; /* side by side in a stretch; of a row */
+    int64_t block, blocks;       /* pieces of a task; blocks of all rows */
+    int64_t tiles;               /* the largest T */
+    int64_t depth, chain;        /* input channels of V; terms that are summed from zero */
+    int64_t panels, task_panels, panel_blocks;
+    int64_t pitch, element; /* of V: T in whole vectors; from one of the 6 matrices to the next */
+    int64_t m_pitch;        /* of M: from one tile to the next */
+    int gathered;           /* each remainder's pixels are a row of z of their own */
+} line_plan;
+
+/* 64 channels of V (floats), of T = 85 tiles for 512 KiB: 21 KiB of L1 for one element beside U [64][NR], 4 KiB; but 8
+ * blocks of channels at most, as adding them up decides the error of many channels. Up to 128 output channels (floats)
+ * in a task: M is then half of L2. */
+static line_plan line_plan_of(const conv_problem *p) {
+    const int64_t size = sizeof(real), dilation = p->dilation_w, l2 = cpu_cache_sizes()->l2, task_bytes = 512;
+    line_plan g;
+    g.depth = ceil_div(p->ic, ceil_div(p->ic, max_i64(256 / size, ceil_div(p->ic, 8))));
+    g.chain = g.depth;
+    const int64_t most = max_i64(l2 / 4 / (LINE_ELEMENTS * g.depth * size) / 4 * 4, 16);
+    const int64_t all = ceil_div(p->out_w, LINE_OUTPUTS * dilation), rows = p->n * p->out_d * p->out_h;
+    g.gathered = dilation % 4 != 0;
+    g.wide_pieces = ceil_div(dilation, most);
+    g.wide = ceil_div(ceil_div(dilation, g.wide_pieces), 4) * 4;
+    if (g.wide_pieces == 1) g.wide = dilation;
+    g.wide_pieces = ceil_div(dilation, g.wide);
+    g.stretches = g.wide_pieces > 1 ? 1 : ceil_div(all, ceil_div(all, most / dilation));
+    g.pieces = g.wide_pieces * ceil_div(all, g.stretches);
+    const int64_t every = rows * g.pieces, fits = g.wide_pieces > 1 ? 1 : max_i64(most / (g.wide * g.stretches), 1);
+    g.block = max_i64(ceil_div(every, max_i64(ceil_div(every, fits), 1)), 1);
+    g.blocks = ceil_div(every, g.block);
+    g.tiles = g.block * g.wide * g.stretches;
+    g.panels = ceil_div(p->oc, WINOGRAD_NR);
+    g.task_panels = ceil_div(g.panels, ceil_div(g.panels, task_bytes / size / WINOGRAD_NR));
+    g.panel_blocks = ceil_div(g.panels, g.task_panels);
+    /* Odd numbers of cache lines, as in winograd.c. */
+    g.pitch = ceil_div(g.tiles, LANES) * LANES;
+    g.element = (ceil_div(g.depth * g.pitch, WINOGRAD_LINE) | 1) * WINOGRAD_LINE;
+    g.m_pitch = g.task_panels * LINE_ELEMENTS * WINOGRAD_NR + WINOGRAD_LINE;
+    return g;
+}
+
+/* As in winograd.c, for one axis. */
+INLINE int line_padding_is_narrow(const conv_problem *p) {
+    const int64_t right = p->out_w + 2 * p->dilation_w - p->pad_w - p->in_w;
+    return max_i64(p->pad_w, right) <= p->dilation_w;
+}
+
+/* Whether one image takes less time than with 3 multiply-adds for each output and pair of channels. In multiply-adds,
+ * measured on Zen 3 with AVX2, 16 of them a cycle. */
+static int line_is_faster(const conv_problem *p, const line_plan *g) {
+    const double ic = (double)p->ic, oc = (double)(g->panels * WINOGRAD_NR), rows = (double)(p->out_d * p->out_h);
+    const double tiles = rows * (double)(ceil_div(p->out_w, LINE_OUTPUTS * p->dilation_w) * p->dilation_w);
+    const double transform = 100 * ic * (double)g->panel_blocks + 150 * oc;
+    return tiles * (1.25 * LINE_ELEMENTS * ic * oc + transform) < 3 * ic * (double)p->oc * rows * (double)p->out_w;
+}
+
+#define WINOGRAD_1D_RAW_OUTPUTS 300
+
+static int winograd_1d_accepts(const conv_problem *p) {
+    if (p->raw && p->out_d * p->out_h * p->out_w < WINOGRAD_1D_RAW_OUTPUTS) return 0;
+    if (LANES < 4 || p->exact || p->ic < 32 || p->ic > 2048 || p->oc == 0) return 0;
+    if (p->kernel_d != 1 || p->kernel_h != 1 || p->kernel_w != 3 || p->stride_w != 1) return 0;
+    if (p->out_w / LINE_OUTPUTS < p->dilation_w) return 0;
+    if ((p->pad_mode == CONV_PAD_ZEROS || p->pad_mode == CONV_PAD_CONSTANT) && !line_padding_is_narrow(p)) return 0;
+    conv_problem image = *p;
+    image.n = 1;
+    const line_plan g = line_plan_of(&image);
+    return line_is_faster(p, &g);
+}
+
+static size_t winograd_1d_packed_bytes(const conv_problem *p) {
+    return (size_t)(p->groups * LINE_ELEMENTS * ceil_div(p->oc, WINOGRAD_NR) * WINOGRAD_NR * p->ic) * sizeof(real);
+}
+
+static size_t winograd_1d_pack_tasks(const conv_problem *p) {
+    return (size_t)(p->groups * ceil_div(p->oc, WINOGRAD_NR));
+}
+
+/* Packed: for each group, for each block of input channels: [6][panels][channels of the block][NR]. */
+static void winograd_1d_pack(const conv_problem *p, const void *w, void *packed, size_t task) {
+    const line_plan g = line_plan_of(p);
+    const int64_t group = (int64_t)task / g.panels, panel = (int64_t)task % g.panels, k = panel * WINOGRAD_NR;
+    const real *src = (const real *)w + (group * p->oc + k) * p->ic * 3;
+    real *dst = (real *)packed + group * LINE_ELEMENTS * g.panels * WINOGRAD_NR * p->ic;
+    for (int64_t c0 = 0; c0 < p->ic; c0 += g.depth) {
+        const int64_t depth = min_i64(g.depth, p->ic - c0);
+        real *u = dst + (c0 * LINE_ELEMENTS * g.panels + panel * depth) * WINOGRAD_NR;
+        winograd_filters(3, src + c0 * 3, p->ic * 3, p->oc - k, depth, u, g.panels * depth * WINOGRAD_NR);
+    }
+}
+
+typedef struct line_piece {
+    int64_t wide, stretches, tiles;
+    int64_t ow;   /* the first tile's output */
+    int64_t x, y; /* where the row begins: from the channel's first element, or NO_ROW; output 0 */
+    int64_t z;
+} line_piece;
+
+typedef struct line_task {
+    line_plan plan;
+    conv_problem p; /* as z's pixels are read: a dilation may be the stride */
+    int64_t panels, tiles, count;
+    line_piece *piece;
+    int32_t *at; /* where in z each tile begins */
+    real *z, *v, *m, *sums, *bias;
+} line_task;
+
+static line_piece line_piece_at(const line_task *t, const conv_io *io, int64_t index) {
+    const line_plan *g = &t->plan;
+    const conv_problem *p = &t->p;
+    const int64_t i = index % g->pieces, row = index / g->pieces, oh = row % p->out_h;
+    const int64_t od = row / p->out_h % p->out_d, n = row / p->out_h / p->out_d;
+    const int64_t first = i / g->wide_pieces * g->stretches, remainder = i % g->wide_pieces * g->wide;
+    const int64_t all = ceil_div(p->out_w, LINE_OUTPUTS * p->dilation_w);
+    line_piece l = {.wide = min_i64(g->wide, p->dilation_w - remainder),
+                    .stretches = min_i64(g->stretches, all - first)};
+    l.tiles = l.wide * l.stretches;
+    l.ow = first * LINE_OUTPUTS * p->dilation_w + remainder;
+    l.x = input_row(p, io, 0, od, oh, 0, 0);
+    if (l.x != NO_ROW) l.x += n * io->x_stride_n;
+    l.y = n * io->y_stride_n + od * io->y_stride_d + oh * io->y_stride_h;
+    return l;
+}
+
+static void line_split(line_task *t, const conv_io *io, int64_t first, int64_t count) {
+    int64_t z = 0;
+    for (int64_t k = 0; k < count; k++) {
+        line_piece *l = &t->piece[t->count++];
+        *l = line_piece_at(t, io, first + k);
+        l->z = z;
+        const int64_t row = LINE_OUTPUTS * l->stretches + 2;
+        for (int64_t i = 0; i < l->tiles; i++) {
+            const int64_t stretch = i / l->wide, remainder = i % l->wide;
+            t->at[t->tiles + i] = (int32_t)(z + (t->plan.gathered ? remainder * row + LINE_OUTPUTS * stretch
+                                                                  : LINE_OUTPUTS * l->wide * stretch + remainder));
+        }
+        z += l->wide * row;
+        t->tiles += l->tiles;
+    }
+    for (int64_t i = t->tiles; i < t->plan.pitch; i++) t->at[i] = 0;
+}
+
+/* z[0..count) = the padded input row from `column` on, `step` columns apart, but zeros where no output reads. */
+static void line_gather(const line_task *t, const conv_io *io, int64_t row, int64_t column, int64_t count, real *z) {
+    const conv_problem *p = &t->p;
+    const int64_t end = p->out_w + 2 * p->dilation_w, used = ceil_div(max_i64(end - column, 0), p->stride_w);
+    const row_window w = row_window_of(p, io, column, 0, min_i64(count, used));
+    gather_row(p, io, row, &w, z);
+    if (used < count) memset(z + used, 0, (size_t)(count - used) * sizeof(real));
+}
+
+/* z of one channel. */
+static void line_rows(const line_task *t, const conv_io *io, int64_t channel) {
+    const int64_t dilation = t->p.dilation_w;
+    for (const line_piece *l = t->piece; l < t->piece + t->count; l++) {
+        const int64_t row = l->x == NO_ROW ? NO_ROW : channel + l->x, length = LINE_OUTPUTS * l->stretches + 2;
+        real *z = t->z + l->z;
+        if (t->plan.gathered)
+            for (int64_t i = 0; i < l->wide; i++) line_gather(t, io, row, l->ow + i, length, z + i * length);
+        else if (l->wide == dilation)
+            line_gather(t, io, row, l->ow, length * dilation, z);
+        else
+            for (int64_t i = 0; i < length; i++)
+                line_gather(t, io, row, l->ow + i * dilation, l->wide, z + i * l->wide);
+    }
+}
+
+/* V of one channel, from z. */
+static void line_input(const line_task *t, real *v) {
+    const int64_t element = t->plan.element, wide = t->piece->wide; /* the same in all pieces of a task */
+    for (int64_t i = 0; i < t->tiles; i += LANES)
+        if (t->plan.gathered) {
+            winograd_input_row(t->z, t->at + i, v + i, element);
+        } else {
+            vec d[6], u[6];
+            UNROLL
+            for (int j = 0; j < 6; j++) d[j] = load_quads(t->z + j * wide, t->at + i);
+            winograd_input_1d(d, u);
+            UNROLL
+            for (int j = 0; j < 6; j++) vec_store(v + i + j * element, u[j]);
+        }
+}
+
+/* sums[pixel][NR] of a piece, from m, its first tile in M; and y, of at most `channels`. */
+static void line_output(const line_task *t, const conv_io *io, const line_piece *l, const real *m, const real *bias,
+                        int64_t y, int64_t channels) {
+    const conv_problem *p = &t->p;
+    for (int64_t i = 0; i < l->tiles; i++, m += t->plan.m_pitch) {
+        real *sums = t->sums + (i / l->wide * LINE_OUTPUTS * l->wide + i % l->wide) * WINOGRAD_NR;
+        UNROLL
+        for (int k = 0; k < WINOGRAD_NR; k += LANES) {
+            vec d[6], o[4];
+            UNROLL
+            for (int j = 0; j < 6; j++) d[j] = vec_load(m + j * WINOGRAD_NR + k);
+            winograd_output_1d(d, o);
+            UNROLL
+            for (int j = 0; j < 4; j++) vec_store(sums + j * l->wide * WINOGRAD_NR + k, o[j]);
+        }
+    }
+    /* One stretch of outputs, or four of them. */
+    const int64_t whole = l->wide == p->dilation_w, pixels = (whole ? LINE_OUTPUTS * l->stretches : 1) * l->wide;
+    for (int64_t j = 0; j < (whole ? 1 : LINE_OUTPUTS); j++) {
+        const int64_t ow = l->ow + j * p->dilation_w, count = min_i64(pixels, p->out_w - ow);
+        const totals_run run = {
+            t->sums + j * l->wide * WINOGRAD_NR, WINOGRAD_NR,   count, min_i64(channels, WINOGRAD_NR), bias,
+            y + l->y + ow * io->y_stride_w,      io->y_stride_w};
+        if (count > 0) store_totals(p, io, &run);
+    }
+}
+
+static size_t winograd_1d_scratch_bytes(const conv_problem *p) {
+    const line_plan g = line_plan_of(p);
+    const int64_t panel = g.task_panels * WINOGRAD_NR, z = 6 * g.tiles + 2 * LANES;
+    const int64_t reals =
+        g.tiles * g.m_pitch + LINE_ELEMENTS * g.element + LINE_OUTPUTS * g.tiles * WINOGRAD_NR + panel + z;
+    return (size_t)reals * sizeof(real) + (size_t)g.block * sizeof(line_piece) + (size_t)g.pitch * sizeof(int32_t);
+}
+
+static size_t winograd_1d_tasks(const conv_problem *p) {
+    const line_plan g = line_plan_of(p);
+    return (size_t)(p->groups * g.panel_blocks * g.blocks);
+}
+
+static void winograd_1d_run(const conv_problem *p, const conv_io *io, size_t task, void *scratch) {
+    line_task t = {.plan = line_plan_of(p), .p = *p, .m = scratch};
+    const line_plan *g = &t.plan;
+    const int64_t block = (int64_t)task % g->blocks, rest = (int64_t)task / g->blocks, group = rest / g->panel_blocks;
+    const int64_t first = rest % g->panel_blocks * g->task_panels, every = p->n * p->out_d * p->out_h * g->pieces;
+    if (g->gathered) t.p.stride_w = p->dilation_w;
+    t.panels = min_i64(g->task_panels, g->panels - first);
+    t.v = t.m + g->tiles * g->m_pitch;
+    t.sums = t.v + LINE_ELEMENTS * g->element;
+    t.bias = t.sums + LINE_OUTPUTS * g->tiles * WINOGRAD_NR;
+    t.z = t.bias + g->task_panels * WINOGRAD_NR;
+    t.piece = (line_piece *)(t.z + 6 * g->tiles + 2 * LANES);
+    t.at = (int32_t *)(t.piece + g->block);
+    memset(t.bias, 0, (size_t)(g->task_panels * WINOGRAD_NR + 6 * g->tiles + 2 * LANES) * sizeof(real));
+    line_split(&t, io, block * g->block, min_i64(g->block, every - block * g->block));
+    const int64_t k = first * WINOGRAD_NR, oc = min_i64(t.panels * WINOGRAD_NR, p->oc - k);
+    if (io->bias) memcpy(t.bias, (const real *)io->bias + group * p->oc + k, (size_t)oc * sizeof(real));
+    const int64_t x = group * p->ic * io->x_stride_c, y = (group * p->oc + k) * io->y_stride_c;
+    const real *u = (const real *)io->packed + group * LINE_ELEMENTS * g->panels * WINOGRAD_NR * p->ic;
+    const winograd_sums sums = {
+        LINE_ELEMENTS, t.tiles,    first,      t.panels, g->panels, g->chain, ceil_div(p->ic, g->depth) > 4,
+        g->pitch,      g->element, g->m_pitch, t.v,      t.m};
+    for (int64_t c0 = 0; c0 < p->ic; c0 += g->depth) {
+        const int64_t depth = min_i64(g->depth, p->ic - c0);
+        for (int64_t c = 0; c < depth; c++) {
+            line_rows(&t, io, x + (c0 + c) * io->x_stride_c);
+            line_input(&t, t.v + c * g->pitch);
+        }
+        winograd_multiply(&sums, u + c0 * LINE_ELEMENTS * g->panels * WINOGRAD_NR, depth, c0 > 0);
+    }
+    for (int64_t panel = 0; panel < t.panels; panel++) {
+        const real *m = t.m + panel * LINE_ELEMENTS * WINOGRAD_NR;
+        const int64_t c = panel * WINOGRAD_NR;
+        for (const line_piece *l = t.piece; l < t.piece + t.count; m += l->tiles * g->m_pitch, l++)
+            line_output(&t, io, l, m, t.bias + c, y + c * io->y_stride_c, oc - c);
+    }
+}
+
+ALGORITHM(winograd_1d);
