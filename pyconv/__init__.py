@@ -11,6 +11,7 @@ __version__ = "0.1.0"
 
 from . import nn
 from .config import get_accuracy, get_num_threads, set_accuracy, set_num_threads, show_config
+from .explain import explain
 from .nn.functional import conv1d, conv2d, conv3d, conv_transpose1d, conv_transpose2d, conv_transpose3d
 from .nn.init import manual_seed
 from .packing import PackedWeight, pack
@@ -24,6 +25,7 @@ __all__ = [
     "conv_transpose1d",
     "conv_transpose2d",
     "conv_transpose3d",
+    "explain",
     "get_accuracy",
     "get_num_threads",
     "load_weights",

@@ -30,6 +30,12 @@ cdef extern from "conv.h" nogil:
         const void *bias
         const void *residual
 
+    ctypedef struct conv_facts:
+        int64_t tile_pixels, tile_channels
+        int64_t groups, channels, depth, rows, cols
+        int64_t terms
+        double operations
+
     ctypedef struct conv_algo:
         const char *name
         int (*accepts)(const conv_problem *) noexcept nogil
@@ -39,6 +45,7 @@ cdef extern from "conv.h" nogil:
         size_t (*scratch_bytes)(const conv_problem *) noexcept nogil
         size_t (*tasks)(const conv_problem *) noexcept nogil
         void (*run)(const conv_problem *, const conv_io *, size_t task, void *scratch) noexcept nogil
+        conv_facts (*facts)(const conv_problem *) noexcept nogil
 
     ctypedef struct conv_table:
         const char *isa

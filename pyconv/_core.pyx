@@ -175,6 +175,7 @@ cdef class NativePlan:
     cdef size_t tasks
     cdef size_t scratch_bytes
     cdef int64_t macs
+    cdef readonly dict fields  # of the problem, as they were given
     cdef readonly str isa
     cdef readonly str algorithm
     cdef readonly str dtype
@@ -187,6 +188,7 @@ cdef class NativePlan:
         cdef const conv_table *table = find_table(isa, dtype)
         cdef size_t i
         self.problem = problem
+        self.fields = problem
         self.algo = NULL
         for i in range(table.count):
             if algorithm is not None and table.algos[i].name.decode() != algorithm:
@@ -206,6 +208,24 @@ cdef class NativePlan:
         self.tasks = self.algo.tasks(&self.problem)
         self.scratch_bytes = (self.algo.scratch_bytes(&self.problem) + CONV_ALIGN - 1) // CONV_ALIGN * CONV_ALIGN
         self.macs = min(prod(problem[name] for name in MAC_FACTORS), SERIAL_BELOW_MACS)
+
+    def parts(self):
+        """The plans that compute something, and how often: this one."""
+        return ((self, 1),)
+
+    def facts(self):
+        """What explain.py tells of this plan: conv_facts, sizes, threads, and the rows that accept the problem."""
+        cdef const conv_table *table = find_table(self.isa, self.dtype)
+        cdef size_t i
+        return self.algo.facts(&self.problem) | {
+            "tasks": self.tasks,
+            "threads": usable_threads(self.macs, self.tasks),
+            "scratch_bytes": self.scratch_bytes,
+            "packed_bytes": self.algo.packed_bytes(&self.problem),
+            "accepting": tuple(
+                [table.algos[i].name.decode() for i in range(table.count) if table.algos[i].accepts(&self.problem)]
+            ),
+        }
 
     def pack(self, weight, bias):
         """Pack a C-contiguous weight (native dtype, any rank) and a contiguous bias or None."""

@@ -12,6 +12,7 @@ not followed.
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 
@@ -40,6 +41,10 @@ class ComplexPlan:
         if bias is not None:
             bias = self.apart(bias, p.oc).reshape(-1)
         return self.plan.pack(both.reshape(2 * p.groups * p.oc, 2 * p.ic, *w.shape[3:]), bias)
+
+    def parts(self) -> tuple[tuple[Any, int], ...]:
+        """Return the plan that computes it, once."""
+        return ((self.plan, 1),)
 
     def run(self, x: np.ndarray, packed, y: np.ndarray, residual: np.ndarray | None = None) -> None:
         """Write the convolution of x, plus the residual, into y; the residual may be y."""

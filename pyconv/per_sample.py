@@ -6,6 +6,7 @@ y[n, g*oc + m] = sum over c of w[n, g*oc + m, c] * x[n, g*ic + c]     n * groups
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 from numpy.lib.stride_tricks import as_strided
@@ -45,6 +46,10 @@ class PerSamplePlan:
         if bias is not None:
             bias = np.ascontiguousarray(np.broadcast_to(bias, (n, out_channels))).reshape(-1)
         return self.plan.pack(weight.reshape(n * out_channels, *rest), bias)
+
+    def parts(self) -> tuple[tuple[Any, int], ...]:
+        """Return the plan that computes it, once."""
+        return ((self.plan, 1),)
 
     def run(self, x: np.ndarray, packed, y: np.ndarray, residual: np.ndarray | None = None) -> None:
         """Write the convolution of x, plus the residual, into y, all with a batch; the residual may be y."""

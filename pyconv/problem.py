@@ -148,6 +148,18 @@ def per_axis(function: str, argument: str, value: Any, rank: int, least: int) ->
     return ints * rank if len(ints) == 1 else ints
 
 
+def checked_shape(function: str, argument: str, value: Any, lengths: Collection[int]) -> tuple[int, ...]:
+    """Return the shape of an array that could exist, given as a tuple or list of ints."""
+    if not isinstance(value, (tuple, list)):
+        fail(TypeError, function, argument, "must be a tuple or list of ints", value)
+    if len(value) not in lengths:
+        fail(ValueError, function, argument, f"must have {' or '.join(map(str, lengths))} of them", value)
+    shape = per_axis(function, argument, tuple(value), len(value), 0)
+    if prod(shape) * 16 >= 2**63:  # bytes, if it were complex
+        fail(ValueError, function, argument, "must be that of an array with fewer than 2**59 elements", value)
+    return shape
+
+
 def positive_int(function: str, argument: str, value: Any) -> int:
     """Return `value` as an int of at least 1."""
     if isinstance(value, (tuple, list)):

@@ -9,6 +9,8 @@ One matrix product per filter tap; float32 and float16 are summed in float64 and
 from __future__ import annotations
 
 from itertools import product
+from math import prod
+from typing import Any
 
 import numpy as np
 
@@ -36,6 +38,7 @@ class ReferencePlan:
 
     algorithm = "reference"
     isa = "reference"
+    fields = property(lambda self: self.problem._asdict())
 
     def __init__(self, problem: ConvProblem):
         self.problem = problem
@@ -68,6 +71,16 @@ class ReferencePlan:
             if p.activation:
                 total = activation.activate(p.activation, p.activation_a, p.activation_b, total)
             y[...] = total.reshape(y.shape).astype(y.dtype)
+
+    def parts(self) -> tuple[tuple[ReferencePlan, int], ...]:
+        """Return the plans that compute something, and how often: this one."""
+        return ((self, 1),)
+
+    def facts(self) -> dict[str, Any]:
+        """Return what NativePlan tells of itself, as far as it means something here."""
+        names = "tile_pixels tile_channels groups channels depth rows cols terms operations scratch_bytes".split()
+        packed = prod(self.problem.weight_shape) * np.dtype(self.accumulator).itemsize
+        return dict.fromkeys(names, 0) | {"tasks": 1, "threads": 1, "packed_bytes": packed, "accepting": ()}
 
     def columns(self, x: np.ndarray, tap: tuple[int, int, int]) -> np.ndarray:
         """Return what every output reads of x through one filter tap: (n, groups, ic, out_d, out_h, out_w)."""

@@ -26,7 +26,7 @@ from __future__ import annotations
 from functools import lru_cache
 from itertools import product
 from math import gcd, prod
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.lib.stride_tricks import as_strided
@@ -210,6 +210,10 @@ class TransposedPlan:
         w = weight.reshape(p.groups, p.oc, p.ic, *self.kernel)
         packed = [plan.pack(piece.weight(w), piece.bias(bias)) for piece, plan in self.pieces]
         return packed, np.zeros(1, weight.dtype) if bias is None else bias
+
+    def parts(self) -> list[tuple[Any, int]]:
+        """Return the plans of the pieces, each of which is run once."""
+        return [(plan, 1) for _, plan in self.pieces]
 
     def run(self, x: np.ndarray, packed, y: np.ndarray, residual: np.ndarray | None = None) -> None:
         """Write activation(transposed convolution of x + residual) into y; all with or without the batch axis.

@@ -13,6 +13,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from itertools import product
 from math import prod
+from typing import Any
 
 import numpy as np
 
@@ -51,6 +52,11 @@ def channels_swapped(weight: np.ndarray) -> np.ndarray:
     return swapped.reshape(groups * ic, oc, *kernel)
 
 
+def pieces(total: int, size: int) -> list[tuple[int, int]]:
+    """Return the sizes of the pieces that a total is cut into, and how many there are of each."""
+    return [(one, count) for one, count in ((size, total // size), (total % size, 1)) if one and count]
+
+
 class ColumnsPlan:
     """The plan (see plan.py) of a transposed convolution: the input gradient of `problem`, plus a bias."""
 
@@ -87,6 +93,11 @@ class ColumnsPlan:
         packed = self.plans[self.images, self.rows].pack(filters, None)
         of_rest = self.plans[self.images, self.rest].pack(filters, None) if self.rest else None
         return packed, of_rest, bias
+
+    def parts(self) -> list[tuple[Any, int]]:
+        """Return the plans of the matrix products, and how often each is run."""
+        blocks = product(pieces(self.problem.n, self.images), pieces(self.x_size[0], self.rows))
+        return [(self.product_plan(images, rows), times * more) for (images, times), (rows, more) in blocks]
 
     def run(self, x: np.ndarray, packed, y: np.ndarray, residual: np.ndarray | None = None) -> None:
         """Write activation(transposed convolution of x + residual) into y; all with or without the batch axis."""

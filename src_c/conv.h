@@ -64,6 +64,14 @@ typedef struct conv_io {
     const void *residual;
 } conv_io;
 
+/* What a row does with a problem, in numbers for people (pyconv.explain). */
+typedef struct conv_facts {
+    int64_t tile_pixels, tile_channels;          /* outputs of the register tile */
+    int64_t groups, channels, depth, rows, cols; /* outputs of the largest task; channels: of one group */
+    int64_t terms;                               /* of every sum, for which scratch holds the input at a time */
+    double operations; /* multiplications and additions of the whole; those of transforms and unused lanes count */
+} conv_facts;
+
 /* An algorithm is a row. Its functions are pure: what they return depends on their arguments and on the
  * cache sizes alone, so the same problem always gets the same bits, whatever the batch or the threads. */
 typedef struct conv_algo {
@@ -75,6 +83,7 @@ typedef struct conv_algo {
     size_t (*scratch_bytes)(const conv_problem *); /* of one thread */
     size_t (*tasks)(const conv_problem *);         /* independent: each owns its block of y, no barrier */
     void (*run)(const conv_problem *, const conv_io *, size_t task, void *scratch);
+    conv_facts (*facts)(const conv_problem *);
 } conv_algo;
 
 /* What one instruction set offers for one number format: the algorithms in order of preference. */

@@ -211,7 +211,7 @@ REFUSED = [
     (lambda: pyconv.pack(W, np.zeros(4)), TypeError, "pack", "bias", "must have the input's dtype float32"),
     (lambda: pyconv.pack(W, W), ValueError, "pack", "bias", "must have 1 dimension"),
     (lambda: pyconv.pack(W, None, 3), TypeError, "pack", "input_shape", "must be a tuple or list of ints, got 3"),
-    (lambda: pyconv.pack(W, None, (2, 8)), ValueError, "pack", "input_shape", "must be (N, C, ...)"),
+    (lambda: pyconv.pack(W, None, (2, 8)), ValueError, "pack", "input_shape", "must have 3 or 4 of them"),
     (lambda: pyconv.pack(W, None, (2, 8, 8)), ValueError, "pack", "input", "must have a batch of weight.shape[0] = 4"),
     (lambda: pyconv.pack(W, None, (1, 2, 8.0, 8)), TypeError, "pack", "input_shape", "must be an int"),
     (lambda: pyconv.pack(W, None, (1, 2, -8, 8)), ValueError, "pack", "input_shape", "must be >= 0"),

@@ -203,13 +203,18 @@ class _ConvNd(Layer):
             self.groups, self.padding_mode, 0, self.activation, residual, False, out, self.algorithm, self.accuracy,
         )  # fmt: skip
 
+    def _plan_of(self, input: np.ndarray) -> Any:
+        """Return the plan by which a call with this input is computed."""
+        return self._planned(input, self.weight, self.bias)[3]
+
     def _planned(self, input: np.ndarray, weight: np.ndarray, bias: np.ndarray | None):
         """Return checked arrays (input, weight, bias), the plan for them and the shape of the result."""
         function, rank = self._function, self._rank
         x, weight, bias = check_arrays(function, rank, input, weight, bias)
         problem = conv_problem(
             function, rank, x, weight, self.stride, self.padding, self.dilation, self.groups, self.padding_mode,
-            config.is_exact(function, self.accuracy), activation=activation_fields(function, self.activation, x.dtype),
+            config.is_exact(function, self.accuracy), self.training and self.algorithm is None,  # raw: see _calls.py
+            activation=activation_fields(function, self.activation, x.dtype),
         )  # fmt: skip
         return x, weight, bias, plan_for(problem, self.algorithm), problem.output_shape[x.ndim < rank + 2 :]
 

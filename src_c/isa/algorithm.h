@@ -9,8 +9,8 @@
 #define ALGORITHM(name) \
     extern const conv_algo ALGORITHM_OF_ROW(name); \
     const conv_algo ALGORITHM_OF_ROW(name) = { \
-        #name,       name##_accepts,       name##_packed_bytes, name##_pack_tasks, \
-        name##_pack, name##_scratch_bytes, name##_tasks,        name##_run}
+        #name,        name##_accepts, name##_packed_bytes, name##_pack_tasks, name##_pack, name##_scratch_bytes, \
+        name##_tasks, name##_run,     name##_facts}
 
 /* In order of preference. Integers have the one that takes everything, for the others' compile time (setup.py). */
 #if REAL_IS_INTEGER

@@ -101,14 +101,17 @@ static int64_t find_spilling(const dw_task *t) {
     return is_dense(1, p->out_h, p->out_w, 0, io->y_stride_h, io->y_stride_w) ? ceil_div(t->width, plane) : p->groups;
 }
 
+/* The rows, or vectors across, of the tiles of so many outputs. Equal tiles: 14 rows are two of 7, not 10 and 4. */
+static int64_t tile_rows(const dw_plan *s, int64_t count_h, int64_t count_w) {
+    const int64_t all = s->across ? ceil_div(count_w, LANES) : ceil_div(count_h, s->tile_step);
+    return ceil_div(all, ceil_div(all, tile_most_rows(s->channels)));
+}
+
 /* The tiles of block b and where they are read. */
 static void task_block(dw_task *t, dw_block_of b) {
     const dw_plan *s = t->s;
     t->b = b;
-    /* Equal tiles: 14 rows are two of 7, not 10 and 4. */
-    const int64_t most = tile_most_rows(s->channels);
-    const int64_t all = s->across ? ceil_div(b.count_w, LANES) : ceil_div(b.count_h, s->tile_step);
-    t->rows = ceil_div(all, ceil_div(all, most));
+    t->rows = tile_rows(s, b.count_h, b.count_w);
     t->width = (s->across ? t->rows : 1) * LANES;
     /* All tiles of an output channel while the strip is in L1, else all channels of a tile. */
     t->all_at_once = t->p->ic * s->channel * (int64_t)sizeof(real) <= cpu_cache_sizes()->l1d;
@@ -215,6 +218,22 @@ static void depthwise_run(const conv_problem *p, const conv_io *io, size_t task,
         block_run(&t, n * io->x_stride_n, n * io->y_stride_n, first, last,
                   channels_last ? s.transposed_groups : s.batch, strip);
     }
+}
+
+static conv_facts depthwise_facts(const conv_problem *p) {
+    const dw_plan s = dw_plan_of(p);
+    const double channels = (double)(p->n * p->groups) * (double)(p->ic * p->oc * dw_taps(p));
+    return (conv_facts){
+        .tile_pixels = tile_rows(&s, s.h.block, s.w.block) * LANES,
+        .tile_channels = s.channels,
+        .groups = s.groups_per_task,
+        .channels = p->oc,
+        .depth = s.d.block,
+        .rows = s.h.block,
+        .cols = s.w.block,
+        .terms = p->ic * dw_taps(p),
+        .operations = 2 * channels * (double)(p->out_d * p->out_h) * (double)(ceil_div(p->out_w, LANES) * LANES),
+    };
 }
 
 ALGORITHM(depthwise);

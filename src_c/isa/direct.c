@@ -313,4 +313,23 @@ static void direct_run(const conv_problem *p, const conv_io *io, size_t task, vo
     if (!pixels_are_final(p, io, &d, &b)) direct_store_pixels(p, io, &d, &b);
 }
 
+static conv_facts direct_facts(const conv_problem *p) {
+    const direct_plan d = direct_plan_of(p);
+    const int64_t main = ceil_div(p->oc - d.rest, LANES) * LANES, row = direct_row(p, d.flat), cols = d.strip.cols;
+    const int64_t vectors = ceil_div(cols, LANES), most = main ? direct_most_pixels(d.vectors) : pixels_vectors(d.rest);
+    const double rows = (double)(p->n * p->groups) * (double)(d.flat ? 1 : p->out_d * p->out_h);
+    const double lanes = (double)row * (double)main + (double)ceil_div(row, LANES) * (double)(LANES * d.rest);
+    return (conv_facts){
+        .tile_pixels = main ? ceil_div(cols, ceil_div(cols, most)) : ceil_div(vectors, ceil_div(vectors, most)) * LANES,
+        .tile_channels = main ? min_i64(d.vectors * LANES, main) : pixels_channels(d.rest),
+        .groups = 1,
+        .channels = min_i64(d.oc_block + (main ? d.rest : 0), p->oc),
+        .depth = 1,
+        .rows = d.strip.rows,
+        .cols = cols,
+        .terms = d.channels * d.taps,
+        .operations = 2 * rows * lanes * (double)d.depth,
+    };
+}
+
 ALGORITHM(direct);

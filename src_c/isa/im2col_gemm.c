@@ -338,4 +338,20 @@ static void im2col_gemm_run(const conv_problem *p, const conv_io *io, size_t tas
                        io->bias ? (const real *)io->bias + group * p->oc : NULL);
 }
 
+static conv_facts im2col_gemm_facts(const conv_problem *p) {
+    const gemm_plan g = gemm_plan_of(p);
+    const double pixels = (double)(p->n * p->groups) * (double)(ceil_div(g.pixels, LANES) * LANES);
+    return (conv_facts){
+        .tile_pixels = min_i64(NR, ceil_div(g.pixels, LANES) * LANES),
+        .tile_channels = min_i64(TILE_M, p->oc),
+        .groups = g.groups_per_task,
+        .channels = min_i64(g.oc_block, p->oc),
+        .depth = 1,
+        .rows = 1, /* pixels are numbered through the image */
+        .cols = min_i64(g.nc, g.pixels),
+        .terms = min_i64(chain_terms(p), g.depth),
+        .operations = 2 * pixels * (double)(p->oc * g.depth),
+    };
+}
+
 ALGORITHM(im2col_gemm);

@@ -296,4 +296,21 @@ static void winograd_run(const conv_problem *p, const conv_io *io, size_t task, 
     winograd_output(&t, io, (group * p->oc + k) * io->y_stride_c, oc);
 }
 
+static conv_facts winograd_facts(const conv_problem *p) {
+    const winograd_plan g = winograd_plan_of(p);
+    const int64_t oc = g.panels * WINOGRAD_NR;
+    const double tiles = (double)(p->groups * g.tiles);
+    return (conv_facts){
+        .tile_pixels = min_i64(WINOGRAD_R, g.block),
+        .tile_channels = WINOGRAD_NR,
+        .groups = 1,
+        .channels = min_i64(g.task_panels * WINOGRAD_NR, p->oc),
+        .depth = 1,
+        .rows = 4, /* tiles are numbered through all images */
+        .cols = 4 * g.block,
+        .terms = g.depth * 9,
+        .operations = tiles * (double)(2 * ELEMENTS * p->ic * oc + 120 * p->ic * g.panel_blocks + 136 * oc),
+    };
+}
+
 ALGORITHM(winograd);
