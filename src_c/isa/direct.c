@@ -103,8 +103,9 @@ static size_t direct_tasks(const conv_problem *p) {
 static void direct_fill_flat(const conv_problem *p, const conv_io *io, const direct_plan *d, const direct_block *b,
                              int64_t x, int64_t count) {
     const int dense = input_is_dense(p, io);
-    for (int64_t c = 0; c < count; c++, x += io->x_stride_c) {
+    for (int64_t c = 0, channels; c < count; c += channels, x += channels * io->x_stride_c) {
         real *dst = b->strip + c * d->strip.channel_pitch;
+        channels = channels_at_once(io, count - c);
         int64_t pixel = b->ow;
         if (dense) {
             load_elements(p->x_type, io->x, x + pixel, 1, b->cols, dst);
@@ -114,7 +115,8 @@ static void direct_fill_flat(const conv_problem *p, const conv_io *io, const dir
             const int64_t row = pixel / p->out_w, ow = pixel % p->out_w;
             const int64_t length = min_i64(p->out_w - ow, b->ow + b->cols - pixel);
             const row_window window = row_window_of(p, io, 0, ow, length);
-            gather_row(p, io, input_row(p, io, x, row / p->out_h, row % p->out_h, 0, 0), &window, dst);
+            gather_channels(p, io, channels, input_row(p, io, x, row / p->out_h, row % p->out_h, 0, 0), &window, dst,
+                            d->strip.channel_pitch);
             dst += length;
             pixel += length;
         }

@@ -163,4 +163,32 @@ INLINE void store_vector(int32_t type, void *y, int64_t at, vec v) {
         vec_narrow(type, (char *)y + at * element_bytes(type), v);
 }
 
+/* dst[c * pitch + i] = x[at + c + i * step] for LANES channels c, neighbours in x, and i < count: a vector of channels
+ * is read at once. One by one, each would be a line of L1 of its own. The last block overlaps the one before. */
+INLINE void load_channels_of(const int32_t type, const void *x, int64_t at, int64_t step, int64_t count,
+                             real *restrict dst, int64_t pitch) {
+    for (int64_t first = 0; first < count; first += LANES) {
+        const int64_t i = max_i64(min_i64(first, count - LANES), 0);
+        vec rows[LANES];
+        UNROLL
+        for (int j = 0; j < LANES; j++) rows[j] = load_vector(type, x, at + min_i64(i + j, count - 1) * step);
+        vec_transpose(rows);
+        UNROLL
+        for (int c = 0; c < LANES; c++) {
+            if (count >= LANES)
+                vec_store(dst + c * pitch + i, rows[c]);
+            else
+                copy_few(dst + c * pitch, (const real_unaligned *)&rows[c], count);
+        }
+    }
+}
+
+static inline void load_channels(int32_t type, const void *x, int64_t at, int64_t step, int64_t count,
+                                 real *restrict dst, int64_t pitch) {
+    if (type == CONV_NATIVE)
+        load_channels_of(CONV_NATIVE, x, at, step, count, dst, pitch);
+    else
+        load_channels_of(type, x, at, step, count, dst, pitch);
+}
+
 #endif

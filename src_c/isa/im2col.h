@@ -73,6 +73,29 @@ INLINE void gather_row(const conv_problem *p, const conv_io *io, int64_t row, co
                       dst + begin);
 }
 
+/* Channels that are read at once: LANES where they are neighbours in x, and so many are left. */
+INLINE int64_t channels_at_once(const conv_io *io, int64_t left) {
+    return io->x_stride_c == 1 && io->x_stride_w != 1 && left >= LANES ? LANES : 1;
+}
+
+/* gather_row for as many channels, pitch elements of dst apart. */
+INLINE void gather_channels(const conv_problem *p, const conv_io *io, int64_t channels, int64_t row,
+                            const row_window *w, real *restrict dst, int64_t pitch) {
+    const int64_t begin = row != NO_ROW ? w->begin : w->count, end = row != NO_ROW ? w->end : w->count;
+    if (channels == 1) {
+        gather_row(p, io, row, w, dst);
+        return;
+    }
+    for (int64_t c = 0; c < channels; c++) {
+        const int64_t at = row != NO_ROW ? row + c : NO_ROW;
+        fill_padding(p, io, at, w, 0, begin, dst + c * pitch);
+        fill_padding(p, io, at, w, end, w->count, dst + c * pitch);
+    }
+    if (begin < end)
+        load_channels(p->x_type, io->x, row + (w->first + begin * p->stride_w) * io->x_stride_w, w->step, end - begin,
+                      dst + begin, pitch);
+}
+
 /* The input row that output row (od, oh) reads through tap (kd, kh), or NO_ROW. channel: where that begins in x. */
 INLINE int64_t input_row(const conv_problem *p, const conv_io *io, int64_t channel, int64_t od, int64_t oh, int64_t kd,
                          int64_t kh) {

@@ -111,22 +111,24 @@ static void gather_columns(const conv_problem *p, const conv_io *io, const gemm_
                            const pixel_run *runs, int64_t run_count, int64_t k0, int64_t kc, real *columns) {
     int64_t c = k0 / g->plane, tap = k0 % g->plane;
     int64_t kd = tap / (p->kernel_h * p->kernel_w), kh = tap / p->kernel_w % p->kernel_h, kw = tap % p->kernel_w;
-    for (int64_t k = 0; k < kc; k++, columns += g->pitch) {
+    for (int64_t k = 0, channels; k < kc; k += channels, columns += channels * g->pitch) {
         const int64_t channel = group + c * io->x_stride_c;
+        channels = g->plane == 1 ? channels_at_once(io, kc - k) : 1;
         int64_t filled = 0;
         for (int64_t r = 0; r < run_count; r++) {
             const pixel_run *run = &runs[r];
             const int64_t row = input_row(p, io, channel, run->od, run->oh, kd, kh);
             const row_window window = row_window_of(p, io, kw * p->dilation_w, run->ow, run->count);
-            gather_row(p, io, row, &window, columns + filled);
+            gather_channels(p, io, channels, row, &window, columns + filled, g->pitch);
             filled += run->count;
         }
-        while (filled % NR) columns[filled++] = 0;
+        for (; filled % NR; filled++)
+            for (int64_t i = 0; i < channels; i++) columns[i * g->pitch + filled] = 0;
         if (++kw == p->kernel_w) {
             kw = 0;
             if (++kh == p->kernel_h) {
                 kh = 0;
-                if (++kd == p->kernel_d) kd = 0, c++;
+                if (++kd == p->kernel_d) kd = 0, c += channels;
             }
         }
     }
@@ -256,16 +258,41 @@ static void pixel_offsets(const conv_io *io, const pixel_run *runs, int64_t run_
             *offsets++ = runs[r].od * io->y_stride_d + runs[r].oh * io->y_stride_h + (runs[r].ow + i) * io->y_stride_w;
 }
 
+/* Channels last: y cannot hold the sums as the tiles store them. */
+static int channels_are_neighbours(const conv_problem *p, const conv_io *io) {
+    return io->y_stride_c == 1 && !output_is_dense(p, io);
+}
+
+/* LANES channels, neighbours in y, of a run of pixels: transposed, so that each pixel's are stored at once. The last
+ * vector of sums may be another run's or what lies behind them. */
+static void finish_channels(const conv_problem *p, const conv_io *io, const real *sums, int64_t pitch, int64_t count,
+                            int64_t y) {
+    for (int64_t i = 0; i < count; i += LANES) {
+        vec rows[LANES];
+        UNROLL
+        for (int c = 0; c < LANES; c++) rows[c] = vec_load(sums + c * pitch + i);
+        vec_transpose(rows);
+        for (int64_t j = 0; j < min_i64(LANES, count - i); j++) {
+            const int64_t at = y + (i + j) * io->y_stride_w;
+            store_vector(p->y_type, io->y, at, finish_vector(p, io, rows[j], at));
+        }
+    }
+}
+
 /* The sums of output channels m0 to m1 of a group, for each run of pixels, to y. */
 static void finish_block(const conv_problem *p, const conv_io *io, const gemm_plan *g, const pixel_run *runs,
                          int64_t run_count, int64_t m0, int64_t m1, int64_t y, real *sums) {
-    for (int64_t m = m0; m < m1; m++, sums += g->pitch) {
+    for (int64_t m = m0, channels; m < m1; m += channels, sums += channels * g->pitch) {
         int64_t done = 0;
-        for (int64_t r = 0; r < run_count; done += runs[r++].count)
-            finish_run(p, io, sums + done, runs[r].count,
-                       y + m * io->y_stride_c + runs[r].od * io->y_stride_d + runs[r].oh * io->y_stride_h +
-                           runs[r].ow * io->y_stride_w,
-                       io->y_stride_w);
+        channels = channels_are_neighbours(p, io) && m1 - m >= LANES ? LANES : 1;
+        for (int64_t r = 0; r < run_count; done += runs[r++].count) {
+            const int64_t at = y + m * io->y_stride_c + runs[r].od * io->y_stride_d + runs[r].oh * io->y_stride_h +
+                               runs[r].ow * io->y_stride_w;
+            if (channels > 1)
+                finish_channels(p, io, sums + done, g->pitch, runs[r].count, at);
+            else
+                finish_run(p, io, sums + done, runs[r].count, at, io->y_stride_w);
+        }
     }
 }
 
@@ -328,7 +355,7 @@ static void im2col_gemm_run(const conv_problem *p, const conv_io *io, size_t tas
     t.runs = (pixel_run *)(t.sums + g->oc_block * g->pitch);
     t.offsets = (int64_t *)(t.runs + g->nc);
     t.run_count = split_rows(p, t.first, t.last, t.runs);
-    t.plain = output_is_plain(p, io);
+    t.plain = output_is_plain(p, io) && !channels_are_neighbours(p, io);
     t.consecutive = !t.plain || output_is_dense(p, io);
     if (!t.consecutive) pixel_offsets(io, t.runs, t.run_count, t.offsets);
     for (int64_t group = first_group; group < min_i64(first_group + g->groups_per_task, p->groups); group++)

@@ -82,13 +82,13 @@ static inline void strip_fill_rows(const conv_problem *p, const conv_io *io, con
     }
 }
 
-/* Fills the slots of one channel and one tap along d in one plane. */
-INLINE void strip_fill_slice(const conv_problem *p, const conv_io *io, const strip_layout *s, int64_t x, int64_t od,
-                             int64_t oh, int64_t kd, const row_window *window, real *slot) {
+/* Fills the slots of some channels (channels_at_once) and one tap along d in one plane. */
+INLINE void strip_fill_slice(const conv_problem *p, const conv_io *io, const strip_layout *s, int64_t channels,
+                             int64_t x, int64_t od, int64_t oh, int64_t kd, const row_window *window, real *slot) {
     const int64_t d = pad_index(od * p->stride_d - p->pad_d + kd * p->dilation_d, p->in_d, p->pad_mode);
     const int64_t h = oh * p->stride_h - p->pad_h, begin = x + d * io->x_stride_d;
     const int one_value = p->pad_mode == CONV_PAD_ZEROS || p->pad_mode == CONV_PAD_CONSTANT;
-    if (s->shared_rows && one_value && d >= 0) {
+    if (channels == 1 && s->shared_rows && one_value && d >= 0) {
         strip_fill_rows(p, io, s, begin, h, window, slot);
         return;
     }
@@ -97,7 +97,8 @@ INLINE void strip_fill_slice(const conv_problem *p, const conv_io *io, const str
         for (int64_t r = 0; r < rows; r++, slot += s->row_pitch) {
             const int64_t at = s->shared_rows ? h + r : h + r * p->stride_h + kh * p->dilation_h;
             const int64_t row = pad_index(at, p->in_h, p->pad_mode);
-            gather_row(p, io, d < 0 || row < 0 ? NO_ROW : begin + row * io->x_stride_h, window, slot);
+            gather_channels(p, io, channels, d < 0 || row < 0 ? NO_ROW : begin + row * io->x_stride_h, window, slot,
+                            s->channel_pitch);
         }
 }
 
@@ -107,9 +108,12 @@ static inline void strip_fill_plane(const conv_problem *p, const conv_io *io, co
     const row_window window = row_window_of(p, io, s->shared_cols ? i : i * p->dilation_w, ow, s->plane);
     const int64_t slice = s->row_slots * s->row_pitch;
     strip += i * s->plane;
-    for (int64_t c = 0; c < count; c++, x += io->x_stride_c, strip += s->channel_pitch)
+    for (int64_t c = 0, channels; c < count; c += channels) {
+        channels = channels_at_once(io, count - c);
         for (int64_t kd = 0; kd < p->kernel_d; kd++)
-            strip_fill_slice(p, io, s, x, od, oh, kd, &window, strip + kd * slice);
+            strip_fill_slice(p, io, s, channels, x + c * io->x_stride_c, od, oh, kd, &window,
+                             strip + c * s->channel_pitch + kd * slice);
+    }
 }
 
 static inline void strip_fill(const conv_problem *p, const conv_io *io, const strip_layout *s, int64_t x, int64_t count,
