@@ -290,4 +290,23 @@ static void winograd_1d_run(const conv_problem *p, const conv_io *io, size_t tas
     }
 }
 
+/* Per tile: 12 operations of B^T for an input channel and 12 of A^T for an output channel. */
+static conv_facts winograd_1d_facts(const conv_problem *p) {
+    const line_plan g = line_plan_of(p);
+    const int64_t oc = g.panels * WINOGRAD_NR;
+    const double stretches = (double)ceil_div(p->out_w, LINE_OUTPUTS * p->dilation_w);
+    const double tiles = (double)(p->n * p->groups * p->out_d * p->out_h) * stretches * (double)p->dilation_w;
+    return (conv_facts){
+        .tile_pixels = min_i64(WINOGRAD_R, g.tiles),
+        .tile_channels = WINOGRAD_NR,
+        .groups = 1,
+        .channels = min_i64(g.task_panels * WINOGRAD_NR, p->oc),
+        .depth = 1,
+        .rows = 1, /* tiles are numbered through all rows */
+        .cols = LINE_OUTPUTS * g.tiles,
+        .terms = g.depth * 3,
+        .operations = tiles * (double)(2 * LINE_ELEMENTS * p->ic * oc + 12 * p->ic * g.panel_blocks + 12 * oc),
+    };
+}
+
 ALGORITHM(winograd_1d);
