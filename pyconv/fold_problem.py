@@ -9,7 +9,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from .problem import LIMIT, as_array, fail, per_axis
+from .arrays import as_array
+from .problem import LIMIT, fail, per_axis
 
 MOST_ELEMENTS = LIMIT // 16  # of 16 bytes at most: their size in bytes is still a number of 64 bits
 KINDS = "bfciu"

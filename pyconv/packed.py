@@ -10,7 +10,8 @@ from typing import Any
 
 import numpy as np
 
-from .problem import as_array, fail, same_dtype
+from .arrays import as_array, same_dtype
+from .problem import fail
 from .result import is_channels_last
 
 # As many forms of it are kept as make up so many bytes, for large weights fewer than for small ones (nn/modules.py).

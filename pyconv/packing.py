@@ -8,7 +8,7 @@ import numpy as np
 
 from .nn._calls import conv_call, conv_transpose_call
 from .packed import PackedWeight
-from .problem import check_memory, fail, per_axis
+from .problem import checked_shape, fail
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -72,15 +72,10 @@ def pack(
     packed = PackedWeight(weight, bias)
     if input_shape is None:
         return packed
-    if not isinstance(input_shape, (tuple, list)):
-        fail(TypeError, "pack", "input_shape", "must be a tuple or list of ints", input_shape)
-    if packed.ndim not in (len(input_shape), len(input_shape) + 1) or not 3 <= len(input_shape) <= 5:
-        rule = f"must be (N, C, ...) for a weight of shape {packed.shape}"
-        fail(ValueError, "pack", "input_shape", rule, input_shape)
+    lengths = [n for n in (packed.ndim - 1, packed.ndim) if 3 <= n <= 5]  # one less with filters for each sample
+    shape = checked_shape("pack", "input_shape", input_shape, lengths)
     if not isinstance(transposed, bool):
         fail(TypeError, "pack", "transposed", "must be a bool", transposed)
-    shape = per_axis("pack", "input_shape", tuple(input_shape), len(input_shape), 0)
-    check_memory("pack", "input_shape", shape)
     x = np.broadcast_to(np.zeros((), packed.dtype), shape)
     given = x, packed.weight, packed.bias
     if transposed:

@@ -20,7 +20,6 @@ PAD_MODES = {"zeros": 0, "reflect": 1, "replicate": 2, "circular": 3, "constant"
 PAD_CONSTANT = PAD_MODES["constant"]
 PAD_WORDS = ("valid", "same", "same_upper", "same_lower", "causal")
 AXES = "dhw"
-COMPILED_DTYPES = frozenset({np.dtype(np.float32), np.dtype(np.float64)})  # native byte order only
 # Positions and element counts stay far below 2**63, so that no sum or product of them overflows in C.
 LIMIT = 2**60
 
@@ -155,8 +154,7 @@ def checked_shape(function: str, argument: str, value: Any, lengths: Collection[
     if len(value) not in lengths:
         fail(ValueError, function, argument, f"must have {' or '.join(map(str, lengths))} of them", value)
     shape = per_axis(function, argument, tuple(value), len(value), 0)
-    if prod(shape) * 16 >= 2**63:  # bytes, if it were complex
-        fail(ValueError, function, argument, "must be that of an array with fewer than 2**59 elements", value)
+    check_memory(function, argument, shape)
     return shape
 
 
@@ -170,74 +168,6 @@ def positive_int(function: str, argument: str, value: Any) -> int:
 def kind_of(dtype: np.dtype) -> str:
     """Return what NumPy calls the kind of a dtype; 'f' for ml_dtypes' bfloat16 too, whose own is 'V'."""
     return "f" if dtype.name == "bfloat16" else dtype.kind
-
-
-def as_array(function: str, argument: str, value: Any, kinds: str = "fciu") -> np.ndarray:
-    """Return `value` as a plain native array whose strides are whole elements: itself, unless that takes a copy.
-
-    `kinds` are those of :func:`kind_of` that it may hold.
-    """
-    if type(value) is np.ndarray and value.dtype in COMPILED_DTYPES and value.flags.c_contiguous:
-        return value  # nearly always; the checks below take longer than a small convolution
-    if not isinstance(value, np.ndarray):
-        rule = "must be a numpy.ndarray (numpy.asarray(...) makes one)"
-        fail(TypeError, function, argument, rule, value if np.isscalar(value) else type(value))
-    if isinstance(value, np.ma.MaskedArray):
-        fail(TypeError, function, argument, "must not be masked: fill it first, e.g. .filled(0)", type(value))
-    dtype = value.dtype
-    if kind_of(dtype) not in kinds:
-        fail(TypeError, function, argument, "must hold floating-point, complex or integer numbers", dtype)
-    array = value if type(value) is np.ndarray else np.asarray(value).view(np.ndarray)
-    if not dtype.isnative:
-        return array.astype(dtype.newbyteorder("="))
-    if array.size and any(stride % dtype.itemsize for stride in array.strides):
-        return array.copy()
-    return array
-
-
-def check_arrays(
-    function: str, rank: int, x: Any, weight: Any, bias: Any, transposed_groups: int = 0, per_sample: bool = False
-):
-    """Return input, weight and bias as plain arrays of one dtype and the right ranks; the last two contiguous.
-
-    `transposed_groups` are the groups of a transposed convolution, whose weight counts output channels in its second
-    axis; 0 for others. `per_sample` says that weight and bias may have a leading axis like the input's batch.
-    """
-    x = as_array(function, "input", x)
-    if x.ndim not in (rank + 1, rank + 2):
-        rule = f"must have {rank + 1} (unbatched) or {rank + 2} (batched) dimensions"
-        fail(ValueError, function, "input", rule, f"shape {x.shape}")
-    weight = contiguous(as_array(function, "weight", weight))
-    same_dtype(function, "weight", weight, x)
-    of_samples = per_sample and weight.ndim == rank + 3
-    if weight.ndim != rank + 2 and not of_samples:
-        more = f", or {rank + 3} with filters for each sample" if per_sample else ""
-        fail(ValueError, function, "weight", f"must have {rank + 2} dimensions{more}", f"shape {weight.shape}")
-    if of_samples and x.shape[: -rank - 1] != weight.shape[:1]:
-        rule = f"must have a batch of weight.shape[0] = {len(weight)} samples, one for each set of filters"
-        fail(ValueError, function, "input", rule, f"shape {x.shape}")
-    if bias is not None:
-        bias = contiguous(as_array(function, "bias", bias))
-        same_dtype(function, "bias", bias, x)
-        channels = weight.shape[1] * transposed_groups if transposed_groups else weight.shape[-rank - 2]
-        if bias.shape != (channels,) and not (of_samples and bias.shape == (len(x), channels)):
-            more = f" or ({len(x)}, {channels})" if of_samples else ""
-            rule = f"must have shape ({channels},){more}, one value per output channel"
-            fail(ValueError, function, "bias", rule, f"shape {bias.shape}")
-    return x, weight, bias
-
-
-def contiguous(array: np.ndarray) -> np.ndarray:
-    """Return the array in C order and aligned: itself if it is."""
-    flags = array.flags
-    return array if flags.c_contiguous and flags.aligned else array.copy(order="C")
-
-
-def same_dtype(function: str, argument: str, array: np.ndarray, x: np.ndarray) -> None:
-    """Torch promotes nothing, and neither do we: a silent float64 would be twice as slow."""
-    if array.dtype != x.dtype:
-        rule = f"must have the input's dtype {x.dtype}; convert one of them with .astype"
-        fail(TypeError, function, argument, rule, array.dtype)
 
 
 def conv_problem(

@@ -14,8 +14,9 @@ from typing import Any
 
 import numpy as np
 
+from .arrays import as_array
 from .plan import plan_for
-from .problem import PAD_CONSTANT, as_array, conv_problem, fail
+from .problem import PAD_CONSTANT, conv_problem, fail
 
 __all__ = ["conv_integer", "qlinear_conv"]
 

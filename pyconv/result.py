@@ -10,7 +10,8 @@ from typing import Any
 
 import numpy as np
 
-from .problem import as_array, fail, same_dtype
+from .arrays import as_array, same_dtype
+from .problem import fail
 
 
 def is_channels_last(array: np.ndarray, rank: int) -> bool:

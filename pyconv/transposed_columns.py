@@ -19,9 +19,10 @@ import numpy as np
 
 from . import config
 from .activation import GELU, activate
+from .arrays import COMPILED_DTYPES
 from .fold_problem import met
 from .plan import plan_for
-from .problem import COMPILED_DTYPES, ConvProblem, plain_problem, sizes_by_kind
+from .problem import ConvProblem, plain_problem, sizes_by_kind
 from .reference import sums_dtype
 
 MOST_CHANNELS = 15  # a vector of 16 floats is full with more

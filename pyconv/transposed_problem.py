@@ -13,7 +13,8 @@ from typing import Any
 
 import numpy as np
 
-from .problem import LIMIT, ConvProblem, as_array, fail, per_axis, plain_problem, positive_int, same_dtype
+from .arrays import as_array, same_dtype
+from .problem import LIMIT, ConvProblem, fail, per_axis, plain_problem, positive_int
 
 
 def transposed_problem(

@@ -17,8 +17,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from .arrays import as_array, contiguous
 from .nn._layer import Layer
-from .problem import as_array, contiguous, fail
+from .problem import fail
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray

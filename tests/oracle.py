@@ -347,7 +347,7 @@ def algorithms(isa, kind):
 def takes_nothing(row):
     """Winograd's transforms need vectors of four lanes: with two its row of the table refuses every problem."""
     isa, algorithm, kind = row
-    return algorithm == "winograd" and _core.vector_bytes(isa) // np.dtype(kind).itemsize < 4
+    return algorithm in ("winograd", "winograd_1d") and _core.vector_bytes(isa) // np.dtype(kind).itemsize < 4
 
 
 @contextlib.contextmanager

@@ -183,7 +183,7 @@ BAD = [
     (CONVOLUTION, (4, 9), ValueError, "explain: argument 'x_shape' must have 3 or 4 of them, got (4, 9)"),
     (CONVOLUTION, (1, 4, 9.0, 9), TypeError, "explain: argument 'x_shape' must be an int"),
     (CONVOLUTION, (1, 4, -9, 9), ValueError, "explain: argument 'x_shape' must be >= 0"),
-    (CONVOLUTION, (1, 4, 2**40, 2**40), ValueError, "explain: argument 'x_shape' must be that of an array"),
+    (CONVOLUTION, (1, 4, 2**40, 2**40), ValueError, "explain: argument 'x_shape' makes an array"),
     (CONVOLUTION, (1, 5, 9, 9), ValueError, "conv2d: argument 'input' must have 4 channels"),
     (CONVOLUTION, (1, 4, 2, 2), ValueError, "conv2d: argument 'weight' must not exceed the padded input"),
     (CONV[2], (1, 4, 9, 9), TypeError, "explain: argument 'layer' must be a layer of pyconv.nn or a ConvProblem"),

@@ -80,6 +80,7 @@ def fixed_cases(dtype):
     yield make_case(rng, (1, 300, 3, 3), (3, 300, 3, 3), dtype)
     for n in (16, 18, 19, 33):
         yield make_case(rng, (1, 64, n, n + 1), (64 + n % 3, 64, 3, 3), dtype, padding=n % 2)
+        yield make_case(rng, (1, 90, 2 * n + 1), (80 + n, 90, 3), dtype, padding=n % 3, dilation=1 + n % 3)
 
 
 def main(isa, algorithm, kind, place):

@@ -31,6 +31,7 @@ from pyconv import config
 ROWS = [*rows(), *(("", "reference", kind) for kind in KINDS)]
 MODES = ("reflect", "replicate", "circular")
 TAKE_EVERYTHING = ("im2col_gemm", "reference")  # the other algorithms may refuse a problem
+WINOGRAD = ("winograd", "winograd_1d")
 VECTOR_BYTES = {"sse2": 16, "avx2": 32, "avx512": 64, "neon": 16}
 UNTOUCHED = {"f": np.nan, "i": 77}  # what no row may change
 RAN = Counter()  # problems that each row has computed
@@ -77,6 +78,16 @@ PROBLEMS = [
     ((1, 3, 700), (3, 1, 4), {"groups": 3, "padding": 3}),
     ((1, 2, 1500), (4, 1, 150), {"groups": 2, "padding": 75}),
     ((2, 5, 7, 7), (5, 1, 5, 5), {"groups": 5, "padding": 2}),
+    ((1, 64, 100), (64, 64, 3), {"padding": 1}),
+    ((2, 72, 41), (64, 72, 3), {}),
+    ((1, 100, 48), (128, 100, 3), {"padding": 2, "dilation": 2}),
+    ((1, 96, 160), (95, 96, 3), {"padding": 4, "dilation": 4}),
+    ((1, 128, 63), (64, 128, 3), {"padding": 1}),
+    ((2, 160, 48), (192, 80, 3), {"groups": 2, "padding": 1}),
+    ((1, 96, 3, 20), (128, 96, 1, 3), {"padding": (0, 1)}),
+    ((1, 130, 48), (127, 130, 3), {"padding": 3, "dilation": 3}),
+    ((1, 200, 33), (128, 200, 3), {"padding": "same"}),
+    ((3, 64, 60), (64, 64, 3), {"padding": 1}),
 ]
 
 
@@ -136,7 +147,7 @@ def test_row_on_data_of_one_sign(row):
 
 @pytest.mark.parametrize("row", ROWS, ids=name_of)
 def test_row_is_exact_on_whole_numbers(row):
-    if row[1] == "winograd":
+    if row[1] in WINOGRAD:
         pytest.skip("Winograd's transforms multiply by fractions")
     for index in range(len(PROBLEMS) + 10):
         case = problem(index, row[2], "integers")
@@ -177,6 +188,7 @@ def test_row_with_padding_modes(row):
         ((1, 64, 30, 29), (64, 64, 3, 3)),
         ((1, 9, 12, 11), (40, 9, 3, 5)),
         ((2, 8, 30), (33, 8, 7)),
+        ((1, 96, 70), (96, 96, 3)),
         ((1, 4, 5, 4, 6), (36, 4, 3, 3, 3)),
     )
     cases = [random_case(rng, np.dtype(kind).type, modes=(mode,)) for mode in MODES for _ in range(10)]
@@ -203,7 +215,7 @@ def test_row_keeps_not_a_number_in_its_place(row):
     """Values that are not finite reach the outputs that read them, and no others."""
     if np.dtype(row[2]).kind == "i":
         pytest.skip("integers are finite")
-    if row[1] == "winograd":
+    if row[1] in WINOGRAD:
         pytest.skip("one infinity reaches a whole tile of Winograd's algorithm")
     for index in range(len(PROBLEMS)):
         case = problem(index, row[2], "not finite")

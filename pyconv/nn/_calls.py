@@ -13,10 +13,11 @@ import numpy as np
 
 from .. import config
 from ..activation import activation_fields
+from ..arrays import check_arrays
 from ..packed import PackedWeight, taken_apart
 from ..per_sample import first_filters
 from ..plan import per_sample_plan, plan_for
-from ..problem import check_arrays, conv_problem, positive_int
+from ..problem import conv_problem, positive_int
 from ..result import channels_last_result, compute
 from ..transposed import transposed_plan
 from ..transposed_problem import transposed_problem

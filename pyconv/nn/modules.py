@@ -9,19 +9,9 @@ import numpy as np
 
 from .. import config
 from ..activation import activation_fields
+from ..arrays import as_array, check_arrays
 from ..plan import plan_for
-from ..problem import (
-    as_array,
-    check_arrays,
-    check_memory,
-    checked_padding,
-    choice,
-    conv_problem,
-    fail,
-    kind_of,
-    per_axis,
-    positive_int,
-)
+from ..problem import check_memory, checked_padding, choice, conv_problem, fail, kind_of, per_axis, positive_int
 from ..result import channels_last_result, compute
 from . import init
 from ._calls import convnd

@@ -8,7 +8,8 @@ import numpy as np
 
 from .. import config
 from ..activation import activation_fields
-from ..problem import check_arrays, choice, fail, per_axis
+from ..arrays import check_arrays
+from ..problem import choice, fail, per_axis
 from ..transposed import transposed_plan
 from ..transposed_problem import output_padding_for, transposed_problem
 from ._calls import conv_transposend

@@ -105,7 +105,7 @@ static void direct_fill_flat(const conv_problem *p, const conv_io *io, const dir
     const int dense = input_is_dense(p, io);
     for (int64_t c = 0, channels; c < count; c += channels, x += channels * io->x_stride_c) {
         real *dst = b->strip + c * d->strip.channel_pitch;
-        channels = channels_at_once(io, count - c);
+        channels = dense ? 1 : channels_at_once(io, count - c);
         int64_t pixel = b->ow;
         if (dense) {
             load_elements(p->x_type, io->x, x + pixel, 1, b->cols, dst);

@@ -30,8 +30,8 @@ static int one_in(uint64_t *r, int64_t n) { return random_in(r, 1, n) == 1; }
 /* Mostly small, at times up to most. */
 static int64_t size_to(uint64_t *r, int64_t most) { return random_in(r, 1, one_in(r, 3) ? most : most < 8 ? most : 8); }
 
-enum { DEEP = 30, DEEP_ROOM = 14 };
-enum { DENSE, POINTWISE, DEPTHWISE, GROUPED, SQUARE_3X3, LINE, VOLUME, KINDS };
+enum { DEEP = 30 };
+enum { DENSE, POINTWISE, DEPTHWISE, GROUPED, SQUARE_3X3, LINE, DEEP_LINE, VOLUME, KINDS };
 
 static void draw_channels(uint64_t *r, conv_problem *p, int kind) {
     p->n = one_in(r, 3) ? random_in(r, 2, 3) : 1;
@@ -48,20 +48,26 @@ static void draw_channels(uint64_t *r, conv_problem *p, int kind) {
         p->ic = random_in(r, DEEP, 70);
         p->oc = random_in(r, 14, 70);
     }
+    if (kind == DEEP_LINE) { /* and for the one along rows */
+        p->n = 1;
+        p->ic = random_in(r, DEEP, 90);
+        p->oc = random_in(r, 50, 100);
+    }
 }
 
 typedef struct axis {
     int64_t in, out, kernel, stride, dilation, pad;
 } axis;
 
-static axis draw_axis(uint64_t *r, int kind, int pad_mode, int64_t room) {
+static axis draw_axis(uint64_t *r, int kind, int pad_mode, int64_t least, int64_t room) {
     axis a = {0, 0, size_to(r, kind == LINE ? 20 : 7), 1, 1, 0};
+    const int three = kind == SQUARE_3X3 || kind == DEEP_LINE;
     for (;;) {
         if (kind == POINTWISE) a.kernel = 1;
-        if (kind == SQUARE_3X3) a.kernel = 3;
-        a.stride = kind == SQUARE_3X3 || one_in(r, 2) ? 1 : size_to(r, 9);
+        if (three) a.kernel = 3;
+        a.stride = three || one_in(r, 2) ? 1 : size_to(r, 9);
         a.dilation = one_in(r, 3) ? size_to(r, 5) : 1;
-        a.in = kind == SQUARE_3X3 && room == DEEP_ROOM ? random_in(r, 6, room) : size_to(r, room);
+        a.in = least > 1 ? random_in(r, least, room) : size_to(r, room);
         int64_t most = one_in(r, 10) ? 2 * a.in + 8 : a.kernel; /* beyond the input, too */
         if (kind == POINTWISE && !one_in(r, 4)) most = 0;
         if (pad_mode == CONV_PAD_REFLECT && most >= a.in) most = a.in - 1;
@@ -73,17 +79,21 @@ static axis draw_axis(uint64_t *r, int kind, int pad_mode, int64_t room) {
     }
 }
 
+static int is_deep(const conv_problem *p, int kind) {
+    return kind == DEEP_LINE || (kind == SQUARE_3X3 && p->ic >= DEEP);
+}
+
 static void draw_axes(uint64_t *r, conv_problem *p, int kind) {
-    const int64_t room = kind == LINE         ? 220
-                         : kind == VOLUME     ? 9
-                         : kind != SQUARE_3X3 ? 20
-                         : p->ic < DEEP       ? 30
-                                              : DEEP_ROOM;
+    static const int64_t rooms[KINDS] = {20, 20, 20, 20, 30, 220, 28, 9};
+    const int deep = is_deep(p, kind), three = kind == SQUARE_3X3 || kind == DEEP_LINE;
+    const int one_row = kind == LINE || kind == DEEP_LINE, one_pixel = kind == POINTWISE && one_in(r, 4);
+    const int longer = !three && kind != VOLUME && one_in(r, 6);
+    const int64_t room = kind == SQUARE_3X3 && deep ? 14 : rooms[kind], least = deep ? 6 : 1;
     const axis one = {1, 1, 1, 1, 1, 0};
-    const axis d = kind == VOLUME ? draw_axis(r, kind, p->pad_mode, room) : one;
-    const axis h = kind == LINE ? one : draw_axis(r, kind, p->pad_mode, room);
-    const axis w =
-        draw_axis(r, kind, p->pad_mode, one_in(r, 6) && kind != VOLUME && kind != SQUARE_3X3 ? 5 * room : room);
+    const axis d = kind == VOLUME ? draw_axis(r, kind, p->pad_mode, least, room) : one;
+    axis h = one_row || one_pixel ? one : draw_axis(r, kind, p->pad_mode, least, room);
+    const axis w = one_pixel ? one : draw_axis(r, kind, p->pad_mode, least, longer ? 5 * room : room);
+    if (kind == DEEP_LINE) h.in = h.out = random_in(r, 1, 3);
     p->in_d = d.in, p->out_d = d.out, p->kernel_d = d.kernel, p->stride_d = d.stride, p->dilation_d = d.dilation;
     p->in_h = h.in, p->out_h = h.out, p->kernel_h = h.kernel, p->stride_h = h.stride, p->dilation_h = h.dilation;
     p->in_w = w.in, p->out_w = w.out, p->kernel_w = w.kernel, p->stride_w = w.stride, p->dilation_w = w.dilation;
@@ -152,7 +162,7 @@ void draw_case(test_case *t, uint64_t seed, storage native) {
         t->p.pad_mode = (int32_t)(one_in(r, 2) ? CONV_PAD_ZEROS : random_in(r, 0, CONV_PAD_CONSTANT));
         draw_channels(r, &t->p, kind);
         draw_axes(r, &t->p, kind);
-    } while (work(&t->p) > (kind == SQUARE_3X3 && t->p.ic >= DEEP ? 4000000 : most));
+    } while (work(&t->p) > (is_deep(&t->p, kind) ? 4000000 : most));
     if (t->p.pad_mode == CONV_PAD_CONSTANT) t->p.pad_value = (double)random_in(r, 0, 5);
     t->p.exact = one_in(r, 4);
     t->p.raw = one_in(r, 4);

@@ -13,7 +13,8 @@ from typing import Any
 
 import numpy as np
 
-from ...problem import as_array, fail, kind_of, plain_float
+from ...arrays import as_array
+from ...problem import fail, kind_of, plain_float
 from ..modules import _ConvNd
 
 __all__ = ["fuse_conv_bn", "fuse_conv_bn_eval", "fuse_conv_bn_weights"]
