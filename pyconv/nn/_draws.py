@@ -1,4 +1,4 @@
-"""What `init` builds on: arrays that can be filled in place, the generator in use, and the draws themselves."""
+"""What `init` builds on: arrays that can be filled in place, the generator in use, the draws themselves, and fans."""
 
 from __future__ import annotations
 
@@ -152,3 +152,11 @@ def truncated_normal(rng: np.random.Generator, count: int, low: float, high: flo
         values[pending[accepted]] = draw[accepted]
         pending = pending[~accepted]
     return values
+
+
+def fans_of(function: str, array: np.ndarray) -> tuple[int, int]:
+    """Return (fan_in, fan_out): how many inputs one output sums, and how many outputs one input reaches."""
+    if array.ndim < 2:
+        fail(ValueError, function, "tensor", "must have at least 2 dimensions", array.shape)
+    receptive_field = math.prod(array.shape[2:])
+    return array.shape[1] * receptive_field, array.shape[0] * receptive_field

@@ -24,6 +24,7 @@ import numpy as np
 
 from ..problem import fail
 from ._draws import (  # noqa: F401 - users find manual_seed here
+    fans_of,
     fill_normal,
     fill_uniform,
     filled,
@@ -377,17 +378,9 @@ def _gain(function: str, nonlinearity: str, param: float | None, argument: str) 
     return math.sqrt(2.0 / (1 + slope * slope))
 
 
-def _fans(function: str, array: np.ndarray) -> tuple[int, int]:
-    """(fan_in, fan_out): how many inputs one output sums, and how many outputs one input reaches."""
-    if array.ndim < 2:
-        fail(ValueError, function, "tensor", "must have at least 2 dimensions", array.shape)
-    receptive_field = math.prod(array.shape[2:])
-    return array.shape[1] * receptive_field, array.shape[0] * receptive_field
-
-
 def _xavier(function: str, tensor: ArrayLike, gain: float) -> tuple[np.ndarray, float]:
     array = writable(function, tensor)
-    fans = sum(_fans(function, array))
+    fans = sum(fans_of(function, array))
     return array, scale(function, "gain", gain) * math.sqrt(2.0 / fans) if fans else 0.0
 
 
@@ -398,5 +391,5 @@ def _kaiming(function: str, tensor: ArrayLike, slope: float, mode: str, nonlinea
         return array, 0.0
     if not isinstance(mode, str) or mode.lower() not in ("fan_in", "fan_out"):
         fail(ValueError, function, "mode", "must be 'fan_in' or 'fan_out'", mode)
-    fan = _fans(function, array)[mode.lower() == "fan_out"]
+    fan = fans_of(function, array)[mode.lower() == "fan_out"]
     return array, _gain(function, nonlinearity, slope, "a") / math.sqrt(fan)
