@@ -9,8 +9,8 @@ import subprocess
 import sys
 from pathlib import Path
 
-from .job import ROOT
-from .kernels import CPUS, CROSS
+from proofs.job import ROOT
+from proofs.kernels import CPUS, CROSS
 
 # Tests that start no other process: that one would run on the real CPU.
 PART = [f"tests/test_{name}.py" for name in "kernels seed exactness layout padding dtypes packed quantized".split()]
