@@ -110,7 +110,7 @@ def test_threads_are_those_of_a_call():
         (part,) = pyconv.explain(layer, shape).parts
         threads = 2 if pyconv.config.core.OPENMP else 1
         assert (part.threads, part.peak, part.bandwidth) == (threads, threads * 1e11, threads * 1e10)
-        assert pyconv.explain(layer, (1, 64, 4, 4)).parts[0].threads == 1
+        assert pyconv.explain(layer, (1, 64, 1, 1)).parts[0].threads == 1  # too little work, whatever the instructions
 
 
 @needs_core

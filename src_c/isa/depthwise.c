@@ -10,11 +10,11 @@
  *
  * Taps in consecutive rows of a class (depthwise_strip.h) read the same vectors for consecutive rows of outputs, so a
  * tile of R rows and K taps loads R + K - 1 vectors for R * K multiply-adds; in one dimension taps a vector apart do.
- * What needs no padding is read from x where it lies. Tails: the last vector of a row ends with the row and overlaps
- * the one before; rows narrower than a tile, and outputs that are not consecutive, go through a tile in memory. Every
- * output is summed in the same order.
- * Zhang, Franchetti and Low, "High performance zero-memory overhead direct convolutions", ICML 2018; Zhang, Lo and Lu,
- * "High performance depthwise and pointwise convolutions on mobile devices", AAAI 2020. */
+ * What needs no padding is read from x where it lies; 3 x 3 taps have loops of their own (depthwise_stream.h). Tails:
+ * the last vector of a row ends with the row and overlaps the one before; rows narrower than a tile, and outputs that
+ * are not consecutive, go through a tile in memory. Every output is summed in the same order. Zhang, Franchetti and
+ * Low, "High performance zero-memory overhead direct convolutions", ICML 2018; Zhang, Lo and Lu, "High performance
+ * depthwise and pointwise convolutions on mobile devices", AAAI 2020. */
 #include "algorithm.h"
 #include "depthwise_lanes.h"
 #include "depthwise_rows.h"
@@ -78,8 +78,8 @@ static size_t depthwise_scratch_bytes(const conv_problem *p) {
     const size_t strip = (size_t)(dw_taps(p) * 2) * sizeof(int64_t) +
                          (size_t)(s.size + tile_elements(&s) + 2 * LANES) * sizeof(real) +
                          (size_t)(s.d.classes + s.h.classes + s.w.classes) * sizeof(dw_span);
-    const size_t lanes = lanes_bytes(p);
-    return strip > lanes ? strip : lanes;
+    const size_t lanes = lanes_bytes(p), stream = stream_bytes(p, &s), most = strip > lanes ? strip : lanes;
+    return most > stream ? most : stream;
 }
 
 static size_t depthwise_tasks(const conv_problem *p) {
@@ -189,9 +189,15 @@ static void block_run(const dw_task *t, int64_t x, int64_t y, int64_t first, int
 static void depthwise_run(const conv_problem *p, const conv_io *io, size_t task, void *scratch) {
     dw_plan s = dw_plan_of(p);
     const int64_t blocks = s.blocks_d * s.blocks_h * s.blocks_w, rest = (int64_t)task / blocks;
+    const int64_t tasks = blocks * s.group_blocks, image = (int64_t)task / tasks, i = (int64_t)task % tasks;
     if (lanes_reads(p, io)) { /* as many tasks of an image, but of its rows */
-        const int64_t tasks = blocks * s.group_blocks, i = (int64_t)task % tasks, rows = p->out_d * p->out_h;
-        lanes_run(p, io, &s, (int64_t)task / tasks, rows * i / tasks, rows * (i + 1) / tasks, scratch);
+        const int64_t rows = p->out_d * p->out_h;
+        lanes_run(p, io, &s, image, rows * i / tasks, rows * (i + 1) / tasks, scratch);
+        return;
+    }
+    if (stream_reads(p, io, &s)) { /* or of blocks of rows */
+        const stream_image t = stream_begin(p, io, scratch);
+        stream_image_run(&t, image * io->x_stride_n, image * io->y_stride_n, i, tasks);
         return;
     }
     const int64_t first = rest % s.group_blocks * s.groups_per_task, n = rest / s.group_blocks;
@@ -224,7 +230,7 @@ static conv_facts depthwise_facts(const conv_problem *p) {
     const dw_plan s = dw_plan_of(p);
     const double channels = (double)(p->n * p->groups) * (double)(p->ic * p->oc * dw_taps(p));
     return (conv_facts){
-        .tile_pixels = tile_rows(&s, s.h.block, s.w.block) * LANES,
+        .tile_pixels = (s.stream ? 1 : tile_rows(&s, s.h.block, s.w.block)) * LANES,
         .tile_channels = s.channels,
         .groups = s.groups_per_task,
         .channels = p->oc,

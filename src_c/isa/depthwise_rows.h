@@ -4,8 +4,7 @@
 #define DEPTHWISE_ROWS_H
 
 #include "depthwise_copy.h"
-#include "depthwise_tile.h"
-#include "epilogue.h"
+#include "depthwise_stream.h"
 
 /* Where a block's vectors are read: the strip, or x itself. */
 typedef struct dw_source {
@@ -113,6 +112,10 @@ static void tile_chains(const dw_task *t, int64_t channels, const dw_tile_job *a
 
 /* All tiles of a job. */
 static void tiles_run(const dw_task *t, int64_t channels, const dw_tile_job *job) {
+    if (t->s->stream) {
+        stream_tiles(t->p->stride_h, job);
+        return;
+    }
     if (t->p->ic * t->taps <= t->terms) {
         dw_tile_run(channels, t->s->chunk, t->s->across, job);
         return;
@@ -145,12 +148,6 @@ typedef struct dw_batch_at {
 typedef struct dw_rows_at {
     int64_t m, channels, h, rows, tiles;
 } dw_rows_at;
-
-/* Whether what a tile stores is what is stored in y. */
-INLINE int output_is_direct(const conv_problem *p, const conv_io *io) {
-    return p->y_type == CONV_NATIVE && io->residual == NULL &&
-           (p->activation == CONV_IDENTITY || p->activation == CONV_CLAMP);
-}
 
 /* Where outputs go: the first, and the distances to the next row of a tile, to the next channel and group. */
 typedef struct dw_target {

@@ -35,6 +35,7 @@ typedef struct dw_plan {
      * that share the loads of a tile, chunk_stride apart; a class is cut into so many pieces. */
     int64_t across, tile_step, chunk, pieces, chunk_stride;
     int64_t channels; /* output channels of a tile */
+    int64_t stream;   /* 3 x 3 taps whose weights all stay in registers (depthwise_stream.h) */
     int64_t blocks_d, blocks_h, blocks_w, groups_per_task, group_blocks;
     int64_t batch;                              /* groups whose strips are filled at once */
     int64_t transposed_rows, transposed_groups; /* rows of a block and its batch where x has its channels last */
@@ -119,16 +120,19 @@ static void dw_chunks(const conv_problem *p, dw_plan *s) {
     const int64_t per_class_w = ceil_div(p->kernel_w, fold);
     s->across =
         vectors > min_i64(rows, 4) && (rows < 4 || min_i64(per_class_w, DW_TAPS) > min_i64(per_class_h, DW_TAPS));
+    s->stream = p->ic == 1 && p->kernel_d == 1 && p->kernel_h == 3 && p->kernel_w == 3 && p->dilation_h == 1 &&
+                p->stride_h <= 2;
+    s->across &= !s->stream;
     int64_t taps = s->across ? per_class_w : per_class_h;
     s->chunk_stride = s->across ? fold : s->h.classes;
-    if (!s->across && rows < 2) {
+    if (s->stream || (!s->across && rows < 2)) { /* in the order of the filter */
         taps = 1;
         s->chunk_stride = p->kernel_h;
     }
     s->pieces = ceil_div(taps, DW_TAPS);
     s->chunk = ceil_div(taps, s->pieces);
     s->tile_step = s->chunk > 1 && !s->across ? s->h.step : 1;
-    s->channels = s->chunk == 1 ? min_i64(p->oc, DW_CHANNELS) : 1;
+    s->channels = s->chunk == 1 && !s->stream ? min_i64(p->oc, DW_CHANNELS) : 1;
 }
 
 /* Small images: some groups at once, to have longer loops. Channels last: a vector of channels is read at once, for

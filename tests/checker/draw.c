@@ -31,17 +31,22 @@ static int one_in(uint64_t *r, int64_t n) { return random_in(r, 1, n) == 1; }
 static int64_t size_to(uint64_t *r, int64_t most) { return random_in(r, 1, one_in(r, 3) ? most : most < 8 ? most : 8); }
 
 enum { DEEP = 30 };
-enum { DENSE, POINTWISE, DEPTHWISE, GROUPED, SQUARE_3X3, LINE, DEEP_LINE, VOLUME, KINDS };
+enum { DENSE, POINTWISE, DEPTHWISE, DEPTHWISE_3X3, GROUPED, SQUARE_3X3, LINE, DEEP_LINE, VOLUME, KINDS };
 
 static void draw_channels(uint64_t *r, conv_problem *p, int kind) {
     p->n = one_in(r, 3) ? random_in(r, 2, 3) : 1;
     p->groups = 1;
     p->ic = size_to(r, kind == POINTWISE ? 150 : 20);
     p->oc = one_in(r, 30) ? random_in(r, 60, 150) : size_to(r, 40);
-    if (kind == DEPTHWISE || kind == GROUPED) {
-        p->groups = size_to(r, kind == DEPTHWISE ? 70 : 6) + 1;
-        p->ic = kind == DEPTHWISE ? 1 : size_to(r, 12);
-        p->oc = kind == DEPTHWISE ? (one_in(r, 4) ? random_in(r, 2, 4) : 1) : size_to(r, 20);
+    if (kind == DEPTHWISE || kind == DEPTHWISE_3X3) {
+        p->groups = size_to(r, 70) + 1;
+        p->ic = 1;
+        p->oc = one_in(r, 4) ? random_in(r, 2, 4) : 1;
+    }
+    if (kind == GROUPED) {
+        p->groups = size_to(r, 6) + 1;
+        p->ic = size_to(r, 12);
+        p->oc = size_to(r, 20);
     }
     if (kind == SQUARE_3X3 && one_in(r, 2)) { /* deep enough for Winograd's algorithm */
         p->n = 1;
@@ -64,9 +69,9 @@ static axis draw_axis(uint64_t *r, int kind, int pad_mode, int64_t least, int64_
     const int three = kind == SQUARE_3X3 || kind == DEEP_LINE;
     for (;;) {
         if (kind == POINTWISE) a.kernel = 1;
-        if (three) a.kernel = 3;
-        a.stride = three || one_in(r, 2) ? 1 : size_to(r, 9);
-        a.dilation = one_in(r, 3) ? size_to(r, 5) : 1;
+        if (three || kind == DEPTHWISE_3X3) a.kernel = 3;
+        a.stride = three || one_in(r, 2) ? 1 : size_to(r, kind == DEPTHWISE_3X3 ? 2 : 9);
+        a.dilation = one_in(r, kind == DEPTHWISE_3X3 ? 9 : 3) ? size_to(r, 5) : 1;
         a.in = least > 1 ? random_in(r, least, room) : size_to(r, room);
         int64_t most = one_in(r, 10) ? 2 * a.in + 8 : a.kernel; /* beyond the input, too */
         if (kind == POINTWISE && !one_in(r, 4)) most = 0;
@@ -84,7 +89,7 @@ static int is_deep(const conv_problem *p, int kind) {
 }
 
 static void draw_axes(uint64_t *r, conv_problem *p, int kind) {
-    static const int64_t rooms[KINDS] = {20, 20, 20, 20, 30, 220, 28, 9};
+    static const int64_t rooms[KINDS] = {20, 20, 20, 40, 20, 30, 220, 28, 9};
     const int deep = is_deep(p, kind), three = kind == SQUARE_3X3 || kind == DEEP_LINE;
     const int one_row = kind == LINE || kind == DEEP_LINE, one_pixel = kind == POINTWISE && one_in(r, 4);
     const int longer = !three && kind != VOLUME && one_in(r, 6);
