@@ -10,14 +10,14 @@
  *
  * Taps in consecutive rows of a class (depthwise_strip.h) read the same vectors for consecutive rows of outputs, so a
  * tile of R rows and K taps loads R + K - 1 vectors for R * K multiply-adds; in one dimension taps a vector apart do.
- * What needs no padding is read from x where it lies; 3 x 3 taps have loops of their own (depthwise_stream.h). Tails:
- * the last vector of a row ends with the row and overlaps the one before; rows narrower than a tile, and outputs that
- * are not consecutive, go through a tile in memory. Every output is summed in the same order. Zhang, Franchetti and
- * Low, "High performance zero-memory overhead direct convolutions", ICML 2018; Zhang, Lo and Lu, "High performance
+ * Many images are read where they lie (depthwise_inplace.h); 3 x 3 taps have their own loops (depthwise_stream.h).
+ * Tails: the last vector of a row ends with the row and overlaps the one before; rows narrower than a tile, and outputs
+ * that are not consecutive, go through a tile in memory. Every output is summed in the same order. Zhang, Franchetti
+ * and Low, "High performance zero-memory overhead direct convolutions", ICML 2018; Zhang, Lo and Lu, "High performance
  * depthwise and pointwise convolutions on mobile devices", AAAI 2020. */
 #include "algorithm.h"
+#include "depthwise_inplace.h"
 #include "depthwise_lanes.h"
-#include "depthwise_rows.h"
 
 static int depthwise_accepts(const conv_problem *p) {
     if (p->ic < 1 || p->ic > 16 || p->oc < 1 || p->oc > 16 || p->kernel_d > 64) return 0;
@@ -78,8 +78,8 @@ static size_t depthwise_scratch_bytes(const conv_problem *p) {
     const size_t strip = (size_t)(dw_taps(p) * 2) * sizeof(int64_t) +
                          (size_t)(s.size + tile_elements(&s) + 2 * LANES) * sizeof(real) +
                          (size_t)(s.d.classes + s.h.classes + s.w.classes) * sizeof(dw_span);
-    const size_t lanes = lanes_bytes(p), stream = stream_bytes(p, &s), most = strip > lanes ? strip : lanes;
-    return most > stream ? most : stream;
+    const size_t lanes = lanes_bytes(p), inplace = inplace_bytes(p, &s), most = strip > lanes ? strip : lanes;
+    return most > inplace ? most : inplace;
 }
 
 static size_t depthwise_tasks(const conv_problem *p) {
@@ -195,9 +195,10 @@ static void depthwise_run(const conv_problem *p, const conv_io *io, size_t task,
         lanes_run(p, io, &s, image, rows * i / tasks, rows * (i + 1) / tasks, scratch);
         return;
     }
-    if (stream_reads(p, io, &s)) { /* or of blocks of rows */
-        const stream_image t = stream_begin(p, io, scratch);
-        stream_image_run(&t, image * io->x_stride_n, image * io->y_stride_n, i, tasks);
+    if (inplace_reads(p, io, &s)) { /* or of blocks of rows */
+        const inplace_image t = inplace_begin(p, io, scratch);
+        (s.stream ? inplace_stream_run : inplace_line_run)(&t, image * io->x_stride_n, image * io->y_stride_n, i,
+                                                           tasks);
         return;
     }
     const int64_t first = rest % s.group_blocks * s.groups_per_task, n = rest / s.group_blocks;

@@ -38,7 +38,7 @@ static void draw_channels(uint64_t *r, conv_problem *p, int kind) {
     p->groups = 1;
     p->ic = size_to(r, kind == POINTWISE ? 150 : 20);
     p->oc = one_in(r, 30) ? random_in(r, 60, 150) : size_to(r, 40);
-    if (kind == DEPTHWISE || kind == DEPTHWISE_3X3) {
+    if (kind == DEPTHWISE || kind == DEPTHWISE_3X3 || (kind == LINE && one_in(r, 3))) {
         p->groups = size_to(r, 70) + 1;
         p->ic = 1;
         p->oc = one_in(r, 4) ? random_in(r, 2, 4) : 1;
