@@ -1,0 +1,239 @@
+/* Depthwise convolution of images that are read where they lie, without a strip: the copy took a third to a half of the
+ * time. Filters of 3 x 3 taps (depthwise_stream.h), or of one row of up to 8:
+ *
+ *     y[LANES columns] = clamp(bias + sum over kw of w[kw] * x[columns + kw * dilation])
+ *
+ * for each group, for each row of outputs:           weights in registers
+ *   for each vector of columns:                      a load and a multiply-add for each tap
+ *
+ * For outputs that are y = sum + bias, clamped at most. Rows beyond the image are a row of zeros. Columns beyond it are
+ * read and masked away: in their place lies the row before or after, but for the first and last row of all x, which are
+ * read from copies with room around them. Tails: the last vector of a row ends with it and overlaps the one before.
+ * Every output has its terms in the strip's order, and so the same bits. Zhang, Lo and Lu, "High performance depthwise
+ * and pointwise convolutions on mobile devices", AAAI 2020. */
+#ifndef DEPTHWISE_INPLACE_H
+#define DEPTHWISE_INPLACE_H
+
+#include "depthwise_rows.h"
+
+/* INPLACE_REACH: the most columns that are read beyond either end of a row; INPLACE_EDGES: and vectors that do.
+ * INPLACE_WIDTH: three rows of x take 48 KiB, as floats. */
+enum { INPLACE_REACH = 16, INPLACE_WIDTH = 4096, INPLACE_TAPS = 8 };
+enum { INPLACE_EDGES = 2 * (INPLACE_REACH / LANES + 1) };
+
+/* Images that are read where they lie. */
+typedef struct inplace_image {
+    const conv_problem *p;
+    const conv_io *io;
+    int64_t vectors, left, right;       /* of a row; those at its ends that read beyond them */
+    int64_t before, after;              /* columns that are read beyond a row's ends */
+    int masked[INPLACE_EDGES];          /* bits of the taps that need their masks, of those vectors */
+    int64_t end;                        /* of x: one beyond the last element */
+    real *masks, *zeros, *first, *last; /* the rows begin INPLACE_REACH after these */
+} inplace_image;
+
+INLINE int64_t inplace_pitch(const conv_problem *p) {
+    return ceil_div(p->in_w + 2 * INPLACE_REACH, 2 * LANES) * 2 * LANES;
+}
+
+/* Columns from the first tap to the last. */
+INLINE int64_t inplace_span(const conv_problem *p) { return (p->kernel_w - 1) * p->dilation_w; }
+
+/* What an output row reads beyond the end of an input row. */
+INLINE int64_t inplace_after(const conv_problem *p) {
+    return max_i64((p->out_w - 1) * p->stride_w - p->pad_w + inplace_span(p) - (p->in_w - 1), 0);
+}
+
+/* One row of taps, in the order of the filter. */
+INLINE int inplace_is_line(const conv_problem *p, const dw_plan *s) {
+    return p->ic == 1 && p->oc == 1 && p->kernel_h == 1 && p->kernel_w <= INPLACE_TAPS && s->chunk == 1 &&
+           p->stride_w == 1 && p->pad_h == 0 && (p->out_h - 1) * p->stride_h < p->in_h;
+}
+
+static int inplace_shape(const conv_problem *p, const dw_plan *s) {
+    const int square = s->stream && p->stride_w <= 2 && p->dilation_w == 1;
+    if (!square && !inplace_is_line(p, s)) return 0;
+    if (p->pad_mode != CONV_PAD_ZEROS || p->kernel_d != 1 || p->in_d != 1 || p->out_d != 1) return 0;
+    if (p->in_w > INPLACE_WIDTH || p->out_w < LANES) return 0;
+    return max_i64(p->pad_w, inplace_after(p)) <= min_i64(INPLACE_REACH, p->in_w);
+}
+
+static size_t inplace_bytes(const conv_problem *p, const dw_plan *s) {
+    if (!inplace_shape(p, s)) return 0;
+    const int64_t edges = min_i64(INPLACE_EDGES, ceil_div(p->out_w, LANES));
+    return (size_t)(3 * inplace_pitch(p) + edges * p->kernel_w * LANES) * sizeof(real);
+}
+
+static int inplace_reads(const conv_problem *p, const conv_io *io, const dw_plan *s) {
+    if (p->x_type != CONV_NATIVE || !output_is_direct(p, io) || !inplace_shape(p, s)) return 0;
+    if (io->x_stride_w != 1 || io->y_stride_w != 1 || (p->in_h > 1 && io->x_stride_h < p->in_w)) return 0;
+    return (p->n == 1 || io->x_stride_n >= 0) && (p->groups == 1 || io->x_stride_c >= 0);
+}
+
+/* All bits of the elements that a vector reads inside the row, in the order that stream_ordered mends. Returns the bits
+ * of the taps that read others, too. */
+static int inplace_mask(const conv_problem *p, int64_t ow, real *masks) {
+    int masked = 0;
+    for (int k = 0; k < (int)p->kernel_w; k++) {
+        real inside[2 * LANES];
+        for (int64_t i = 0; i < 2 * LANES; i++) {
+            const int64_t column = ow * p->stride_w - p->pad_w + k * p->dilation_w + i;
+            memset(inside + i, column >= 0 && column < p->in_w ? 0xff : 0, sizeof(real));
+            masked |= (column < 0 || column >= p->in_w) << k;
+        }
+        vec v = vec_load(inside), odd;
+        if (p->stride_w == 2) stream_pairs(inside, &v, &odd);
+        vec_store(masks + k * LANES, v);
+    }
+    return masked;
+}
+
+/* The table of the rows from h on of the channel that begins at element x of x; rows may be outside. */
+static void inplace_input_rows(const inplace_image *t, int64_t x, int64_t h, int64_t count, const real **rows) {
+    const conv_problem *p = t->p;
+    const int64_t stride = t->io->x_stride_h, top = min_i64(max_i64(-h, 0), count);
+    const int64_t bottom = max_i64(min_i64(p->in_h - h, count), top);
+    for (int64_t i = 0; i < top; i++) rows[i] = t->zeros + INPLACE_REACH;
+    for (int64_t i = bottom; i < count; i++) rows[i] = t->zeros + INPLACE_REACH;
+    if (top == bottom) return;
+    const int64_t first = x + (h + top) * stride, last = x + (h + bottom - 1) * stride;
+    const real *row = (const real *)t->io->x + first;
+    for (int64_t i = top; i < bottom; i++, row += stride) rows[i] = row;
+    if (first < t->before) rows[top] = memcpy(t->first + INPLACE_REACH, rows[top], (size_t)p->in_w * sizeof(real));
+    if (last + p->in_w + t->after > t->end)
+        rows[bottom - 1] = memcpy(t->last + INPLACE_REACH, rows[bottom - 1], (size_t)p->in_w * sizeof(real));
+}
+
+static inplace_image inplace_begin(const conv_problem *p, const conv_io *io, real *scratch) {
+    inplace_image t = {.p = p, .io = io, .vectors = ceil_div(p->out_w, LANES), .before = p->pad_w, .zeros = scratch};
+    const int64_t pitch = inplace_pitch(p);
+    t.first = scratch + pitch;
+    t.last = t.first + pitch;
+    t.masks = t.last + pitch;
+    memset(scratch, 0, (size_t)(3 * pitch) * sizeof(real));
+    t.after = inplace_after(p);
+    t.end = p->in_w + (p->in_h - 1) * io->x_stride_h;
+    if (p->groups > 1) t.end += (p->groups - 1) * io->x_stride_c;
+    if (p->n > 1) t.end += (p->n - 1) * io->x_stride_n;
+    for (int64_t i = 0; i < t.vectors; i++) {
+        const int64_t ow = min_i64(i * LANES, p->out_w - LANES), x = ow * p->stride_w - p->pad_w;
+        const int left = x < 0, right = !left && x + (LANES - 1) * p->stride_w + inplace_span(p) >= p->in_w;
+        const int64_t edge = t.left + t.right;
+        if (left || right) t.masked[edge] = inplace_mask(p, ow, t.masks + edge * p->kernel_w * LANES);
+        t.left += left;
+        t.right += right;
+    }
+    return t;
+}
+
+/* All columns of a block. j: of its rows. next: from this channel to the one after it. */
+static void inplace_columns(const inplace_image *t, stream_job *j, int64_t next) {
+    const conv_problem *p = t->p;
+    const int64_t inner = t->vectors - t->right;
+    real *const y = j->y;
+    for (int64_t i = 0; i < t->vectors; i++) {
+        const int64_t ow = min_i64(i * LANES, p->out_w - LANES);
+        j->at = ow * p->stride_w - p->pad_w;
+        j->ahead = i + 1 < t->vectors ? LANES * p->stride_w : next - j->at;
+        j->y = y + ow;
+        const int64_t edge = i < t->left ? i : i < inner ? -1 : t->left + i - inner;
+        j->masked = edge < 0 ? 0 : t->masked[edge];
+        j->masks = t->masks + edge * 3 * LANES;
+        stream_run(p->stride_h, p->stride_w, j);
+    }
+}
+
+/* Task `task` of so many of one image, which lies at x and y: blocks of rows of all groups. */
+static void inplace_stream_run(const inplace_image *t, int64_t x, int64_t y, int64_t task, int64_t tasks) {
+    const conv_problem *p = t->p;
+    const conv_io *io = t->io;
+    const real *rows[2 * STREAM_ROWS + 2];
+    const int64_t block = stream_block(p->out_h), blocks = ceil_div(p->out_h, block), all = p->groups * blocks;
+    stream_job j = {.rows = rows, .y_row = io->y_stride_h};
+    j.clamped = p->activation == CONV_CLAMP;
+    j.low = clamp_limit(p->activation_a);
+    j.high = clamp_limit(p->activation_b);
+    for (int64_t i = all * task / tasks; i < all * (task + 1) / tasks; i++) {
+        const int64_t group = i / blocks, oh = i % blocks * block;
+        j.count = min_i64(block, p->out_h - oh);
+        inplace_input_rows(t, x + group * io->x_stride_c, oh * p->stride_h - p->pad_h,
+                           j.count * p->stride_h + 3 - p->stride_h, rows);
+        for (int64_t m = group * p->oc; m < (group + 1) * p->oc; m++) {
+            j.weights = (const real *)io->packed + m * 9;
+            j.bias = io->bias ? (const real *)io->bias + m : NULL;
+            j.y = (real *)io->y + y + m * io->y_stride_c + oh * io->y_stride_h;
+            inplace_columns(t, &j, io->x_stride_c);
+        }
+    }
+}
+
+/* A row of outputs of one channel. */
+typedef struct line_job {
+    const real *x, *weights, *bias;
+    real *y;
+} line_job;
+
+INLINE vec line_sum(const int taps, const real *x, int64_t dilation, const vec *w, const real *masks) {
+    vec sum = vec_zero();
+    UNROLL
+    for (int k = 0; k < taps; k++) {
+        vec v = vec_load(x + k * dilation);
+        if (masks) v = (vec)((stream_bits)v & (stream_bits)vec_load(masks + k * LANES));
+        sum += w[k] * v;
+    }
+    return sum;
+}
+
+INLINE void line_row(const int taps, const inplace_image *t, const line_job *j) {
+    const conv_problem *p = t->p;
+    const int64_t dilation = p->dilation_w, pad = p->pad_w, end = p->out_w - LANES, inner = t->vectors - t->right;
+    const vec bias = j->bias ? vec_splat(*j->bias) : vec_zero();
+    const int clamped = p->activation == CONV_CLAMP;
+    const real low = clamp_limit(p->activation_a), high = clamp_limit(p->activation_b), *x = j->x, *masks = t->masks;
+    real *y = j->y;
+    vec w[INPLACE_TAPS];
+    UNROLL
+    for (int k = 0; k < taps; k++) w[k] = vec_splat(j->weights[k]);
+    for (int64_t i = 0; i < t->vectors; i++) {
+        const int64_t ow = min_i64(i * LANES, end);
+        vec sum;
+        if (i >= t->left && i < inner) {
+            sum = line_sum(taps, x + ow - pad, dilation, w, NULL) + bias;
+        } else {
+            sum = line_sum(taps, x + ow - pad, dilation, w, masks) + bias;
+            masks += taps * LANES;
+        }
+        if (clamped) sum = vec_clamp(sum, low, high);
+        vec_store(y + ow, sum);
+    }
+}
+
+#define DW_LINE(taps) \
+    static void line_##taps(const inplace_image *t, const line_job *j) { line_row(taps, t, j); }
+DW_LINE(1)
+DW_LINE(2)
+DW_LINE(3)
+DW_LINE(4)
+DW_LINE(5)
+DW_LINE(6)
+DW_LINE(7)
+DW_LINE(8)
+
+/* Task `task` of so many of one image: rows of outputs of all groups. */
+static void inplace_line_run(const inplace_image *t, int64_t x, int64_t y, int64_t task, int64_t tasks) {
+    static void (*const run[INPLACE_TAPS])(const inplace_image *, const line_job *) = {line_1, line_2, line_3, line_4,
+                                                                                       line_5, line_6, line_7, line_8};
+    const conv_problem *p = t->p;
+    const conv_io *io = t->io;
+    const int64_t all = p->groups * p->out_h;
+    for (int64_t i = all * task / tasks; i < all * (task + 1) / tasks; i++) {
+        const int64_t group = i / p->out_h, oh = i % p->out_h;
+        line_job j = {.weights = (const real *)io->packed + group * p->kernel_w,
+                      .bias = io->bias ? (const real *)io->bias + group : NULL,
+                      .y = (real *)io->y + y + group * io->y_stride_c + oh * io->y_stride_h};
+        inplace_input_rows(t, x + group * io->x_stride_c, oh * p->stride_h, 1, &j.x);
+        run[p->kernel_w - 1](t, &j);
+    }
+}
+
+#endif
