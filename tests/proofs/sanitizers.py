@@ -20,8 +20,8 @@ SANITIZE = ("-fsanitize=address,undefined", "-fno-sanitize-recover=all", "-g1", 
 FOUND = {"stack": "stack-buffer-overflow", "heap": "heap-buffer-overflow", "overflow": "signed integer overflow"}
 # In a copy of src_c/run.c: text, what stands in its place, and what is found.
 PLANTED = (
-    ("return aligned_alloc(CONV_ALIGN, rounded ? rounded : CONV_ALIGN);",
-     "return (void)rounded, aligned_alloc(CONV_ALIGN, CONV_ALIGN);", "heap-buffer-overflow"),
+    ("aligned_alloc(large ? LARGE_PAGE : CONV_ALIGN, rounded);", "aligned_alloc(CONV_ALIGN, 2 * CONV_ALIGN);",
+     "heap-buffer-overflow"),
     ("    fp_write(before);\n", "    fp_write(before);\n    volatile int bits = 40;\n    bits = 1 << bits;\n",
      "shift exponent"),
 )  # fmt: skip
