@@ -25,11 +25,13 @@ enum { INPLACE_EDGES = 2 * (INPLACE_REACH / LANES + 1) };
 typedef struct inplace_image {
     const conv_problem *p;
     const conv_io *io;
-    int64_t vectors, left, right;       /* of a row; those at its ends that read beyond them */
-    int64_t before, after;              /* columns that are read beyond a row's ends */
-    int masked[INPLACE_EDGES];          /* bits of the taps that need their masks, of those vectors */
-    int64_t end;                        /* of x: one beyond the last element */
-    real *masks, *zeros, *first, *last; /* the rows begin INPLACE_REACH after these */
+    int64_t vectors, left, right; /* of a row; those at its ends that read beyond them */
+    int64_t before, after;        /* columns that are read beyond a row's ends */
+    int masked[INPLACE_EDGES];    /* bits of the taps that need their masks, of those vectors */
+    int64_t end;                  /* of x: one beyond the last element */
+    int64_t bytes;                /* of an element */
+    real *masks;
+    char *zeros, *first, *last; /* the rows begin INPLACE_REACH elements after these */
 } inplace_image;
 
 INLINE int64_t inplace_pitch(const conv_problem *p) {
@@ -64,8 +66,16 @@ static size_t inplace_bytes(const conv_problem *p, const dw_plan *s) {
     return (size_t)(3 * inplace_pitch(p) + edges * p->kernel_w * LANES) * sizeof(real);
 }
 
+/* Elements that are read as vectors: native ones, and halves, of which a stride of 2 takes the upper or lower ones of
+ * pairs. */
+INLINE int inplace_type(const conv_problem *p) {
+    const int half = p->x_type == CONV_F16 || p->x_type == CONV_BF16;
+    return p->x_type == p->y_type && (p->x_type == CONV_NATIVE || (HAS_HALVES && half && LOWER_FIRST));
+}
+
 static int inplace_reads(const conv_problem *p, const conv_io *io, const dw_plan *s) {
-    if (p->x_type != CONV_NATIVE || !output_is_direct(p, io) || !inplace_shape(p, s)) return 0;
+    if (!inplace_type(p) || io->residual || !inplace_shape(p, s)) return 0;
+    if (p->activation != CONV_IDENTITY && p->activation != CONV_CLAMP) return 0;
     if (io->x_stride_w != 1 || io->y_stride_w != 1 || (p->in_h > 1 && io->x_stride_h < p->in_w)) return 0;
     return (p->n == 1 || io->x_stride_n >= 0) && (p->groups == 1 || io->x_stride_c >= 0);
 }
@@ -82,34 +92,40 @@ static int inplace_mask(const conv_problem *p, int64_t ow, real *masks) {
             masked |= (column < 0 || column >= p->in_w) << k;
         }
         vec v = vec_load(inside), odd;
-        if (p->stride_w == 2) stream_pairs(inside, &v, &odd);
+        if (p->stride_w == 2 && p->x_type == CONV_NATIVE)
+            stream_pairs(inside, &v, &odd);
+        else if (p->stride_w == 2)
+            v = vec_load_evens(inside);
         vec_store(masks + k * LANES, v);
     }
     return masked;
 }
 
 /* The table of the rows from h on of the channel that begins at element x of x; rows may be outside. */
-static void inplace_input_rows(const inplace_image *t, int64_t x, int64_t h, int64_t count, const real **rows) {
+static void inplace_input_rows(const inplace_image *t, int64_t x, int64_t h, int64_t count, const char **rows) {
     const conv_problem *p = t->p;
     const int64_t stride = t->io->x_stride_h, top = min_i64(max_i64(-h, 0), count);
     const int64_t bottom = max_i64(min_i64(p->in_h - h, count), top);
-    for (int64_t i = 0; i < top; i++) rows[i] = t->zeros + INPLACE_REACH;
-    for (int64_t i = bottom; i < count; i++) rows[i] = t->zeros + INPLACE_REACH;
+    for (int64_t i = 0; i < top; i++) rows[i] = t->zeros + INPLACE_REACH * t->bytes;
+    for (int64_t i = bottom; i < count; i++) rows[i] = t->zeros + INPLACE_REACH * t->bytes;
     if (top == bottom) return;
     const int64_t first = x + (h + top) * stride, last = x + (h + bottom - 1) * stride;
-    const real *row = (const real *)t->io->x + first;
-    for (int64_t i = top; i < bottom; i++, row += stride) rows[i] = row;
-    if (first < t->before) rows[top] = memcpy(t->first + INPLACE_REACH, rows[top], (size_t)p->in_w * sizeof(real));
+    const size_t row_bytes = (size_t)(p->in_w * t->bytes);
+    const char *row = (const char *)t->io->x + first * t->bytes;
+    for (int64_t i = top; i < bottom; i++, row += stride * t->bytes) rows[i] = row;
+    if (first < t->before) rows[top] = memcpy(t->first + INPLACE_REACH * t->bytes, rows[top], row_bytes);
     if (last + p->in_w + t->after > t->end)
-        rows[bottom - 1] = memcpy(t->last + INPLACE_REACH, rows[bottom - 1], (size_t)p->in_w * sizeof(real));
+        rows[bottom - 1] = memcpy(t->last + INPLACE_REACH * t->bytes, rows[bottom - 1], row_bytes);
 }
 
 static inplace_image inplace_begin(const conv_problem *p, const conv_io *io, real *scratch) {
-    inplace_image t = {.p = p, .io = io, .vectors = ceil_div(p->out_w, LANES), .before = p->pad_w, .zeros = scratch};
+    inplace_image t = {.p = p, .io = io, .vectors = ceil_div(p->out_w, LANES), .before = p->pad_w};
     const int64_t pitch = inplace_pitch(p);
-    t.first = scratch + pitch;
-    t.last = t.first + pitch;
-    t.masks = t.last + pitch;
+    t.bytes = element_bytes(p->x_type);
+    t.zeros = (char *)scratch;
+    t.first = (char *)(scratch + pitch);
+    t.last = (char *)(scratch + 2 * pitch);
+    t.masks = scratch + 3 * pitch;
     memset(scratch, 0, (size_t)(3 * pitch) * sizeof(real));
     t.after = inplace_after(p);
     t.end = p->in_w + (p->in_h - 1) * io->x_stride_h;
@@ -127,27 +143,33 @@ static inplace_image inplace_begin(const conv_problem *p, const conv_io *io, rea
 }
 
 /* All columns of a block. j: of its rows. next: from this channel to the one after it. */
-static void inplace_columns(const inplace_image *t, stream_job *j, int64_t next) {
+INLINE void inplace_columns(const inplace_image *t, void (*run)(const stream_job *), stream_job *j, int64_t next) {
     const conv_problem *p = t->p;
     const int64_t inner = t->vectors - t->right;
-    real *const y = j->y;
+    char *const y = j->y;
     for (int64_t i = 0; i < t->vectors; i++) {
         const int64_t ow = min_i64(i * LANES, p->out_w - LANES);
         j->at = ow * p->stride_w - p->pad_w;
         j->ahead = i + 1 < t->vectors ? LANES * p->stride_w : next - j->at;
-        j->y = y + ow;
+        j->y = y + ow * t->bytes;
         const int64_t edge = i < t->left ? i : i < inner ? -1 : t->left + i - inner;
         j->masked = edge < 0 ? 0 : t->masked[edge];
         j->masks = t->masks + edge * 3 * LANES;
-        stream_run(p->stride_h, p->stride_w, j);
+        run(j);
     }
 }
 
 /* Task `task` of so many of one image, which lies at x and y: blocks of rows of all groups. */
 static void inplace_stream_run(const inplace_image *t, int64_t x, int64_t y, int64_t task, int64_t tasks) {
+    static void (*const of_type[3][2][2])(const stream_job *) = {
+        {{stream_1_1, stream_1_2}, {stream_2_1, stream_2_2}},
+        {{stream_f16_1_1, stream_f16_1_2}, {stream_f16_2_1, stream_f16_2_2}},
+        {{stream_bf16_1_1, stream_bf16_1_2}, {stream_bf16_2_1, stream_bf16_2_2}}};
     const conv_problem *p = t->p;
     const conv_io *io = t->io;
-    const real *rows[2 * STREAM_ROWS + 2];
+    const int type = p->x_type == CONV_NATIVE ? 0 : p->x_type == CONV_F16 ? 1 : 2;
+    void (*const run)(const stream_job *) = of_type[type][p->stride_h - 1][p->stride_w - 1];
+    const char *rows[2 * STREAM_ROWS + 2];
     const int64_t block = stream_block(p->out_h), blocks = ceil_div(p->out_h, block), all = p->groups * blocks;
     stream_job j = {.rows = rows, .y_row = io->y_stride_h};
     j.clamped = p->activation == CONV_CLAMP;
@@ -161,36 +183,38 @@ static void inplace_stream_run(const inplace_image *t, int64_t x, int64_t y, int
         for (int64_t m = group * p->oc; m < (group + 1) * p->oc; m++) {
             j.weights = (const real *)io->packed + m * 9;
             j.bias = io->bias ? (const real *)io->bias + m : NULL;
-            j.y = (real *)io->y + y + m * io->y_stride_c + oh * io->y_stride_h;
-            inplace_columns(t, &j, io->x_stride_c);
+            j.y = (char *)io->y + (y + m * io->y_stride_c + oh * io->y_stride_h) * t->bytes;
+            inplace_columns(t, run, &j, io->x_stride_c);
         }
     }
 }
 
 /* A row of outputs of one channel. */
 typedef struct line_job {
-    const real *x, *weights, *bias;
-    real *y;
+    const char *x;
+    const real *weights, *bias;
+    char *y;
 } line_job;
 
-INLINE vec line_sum(const int taps, const real *x, int64_t dilation, const vec *w, const real *masks) {
+INLINE vec line_sum(const int taps, const int32_t type, const char *x, int64_t at, int64_t dilation, const vec *w,
+                    const real *masks) {
     vec sum = vec_zero();
     UNROLL
     for (int k = 0; k < taps; k++) {
-        vec v = vec_load(x + k * dilation);
+        vec v = load_vector(type, x, at + k * dilation);
         if (masks) v = (vec)((stream_bits)v & (stream_bits)vec_load(masks + k * LANES));
         sum += w[k] * v;
     }
     return sum;
 }
 
-INLINE void line_row(const int taps, const inplace_image *t, const line_job *j) {
+INLINE void line_row(const int taps, const int32_t type, const inplace_image *t, const line_job *j) {
     const conv_problem *p = t->p;
     const int64_t dilation = p->dilation_w, pad = p->pad_w, end = p->out_w - LANES, inner = t->vectors - t->right;
     const vec bias = j->bias ? vec_splat(*j->bias) : vec_zero();
     const int clamped = p->activation == CONV_CLAMP;
-    const real low = clamp_limit(p->activation_a), high = clamp_limit(p->activation_b), *x = j->x, *masks = t->masks;
-    real *y = j->y;
+    const real low = clamp_limit(p->activation_a), high = clamp_limit(p->activation_b), *masks = t->masks;
+    const char *x = j->x;
     vec w[INPLACE_TAPS];
     UNROLL
     for (int k = 0; k < taps; k++) w[k] = vec_splat(j->weights[k]);
@@ -198,18 +222,27 @@ INLINE void line_row(const int taps, const inplace_image *t, const line_job *j) 
         const int64_t ow = min_i64(i * LANES, end);
         vec sum;
         if (i >= t->left && i < inner) {
-            sum = line_sum(taps, x + ow - pad, dilation, w, NULL) + bias;
+            sum = line_sum(taps, type, x, ow - pad, dilation, w, NULL) + bias;
         } else {
-            sum = line_sum(taps, x + ow - pad, dilation, w, masks) + bias;
+            sum = line_sum(taps, type, x, ow - pad, dilation, w, masks) + bias;
             masks += taps * LANES;
         }
         if (clamped) sum = vec_clamp(sum, low, high);
-        vec_store(y + ow, sum);
+        store_vector(type, j->y, ow, sum);
     }
 }
 
+INLINE void line_of_type(const int taps, const inplace_image *t, const line_job *j) {
+    if (t->p->x_type == CONV_NATIVE)
+        line_row(taps, CONV_NATIVE, t, j);
+    else if (HAS_HALVES && t->p->x_type == CONV_F16)
+        line_row(taps, CONV_F16, t, j);
+    else if (HAS_HALVES)
+        line_row(taps, CONV_BF16, t, j);
+}
+
 #define DW_LINE(taps) \
-    static void line_##taps(const inplace_image *t, const line_job *j) { line_row(taps, t, j); }
+    static void line_##taps(const inplace_image *t, const line_job *j) { line_of_type(taps, t, j); }
 DW_LINE(1)
 DW_LINE(2)
 DW_LINE(3)
@@ -230,7 +263,7 @@ static void inplace_line_run(const inplace_image *t, int64_t x, int64_t y, int64
         const int64_t group = i / p->out_h, oh = i % p->out_h;
         line_job j = {.weights = (const real *)io->packed + group * p->kernel_w,
                       .bias = io->bias ? (const real *)io->bias + group : NULL,
-                      .y = (real *)io->y + y + group * io->y_stride_c + oh * io->y_stride_h};
+                      .y = (char *)io->y + (y + group * io->y_stride_c + oh * io->y_stride_h) * t->bytes};
         inplace_input_rows(t, x + group * io->x_stride_c, oh * p->stride_h, 1, &j.x);
         run[p->kernel_w - 1](t, &j);
     }
