@@ -81,6 +81,8 @@ def fixed_cases(dtype):
     for n in (16, 18, 19, 33):
         yield make_case(rng, (1, 64, n, n + 1), (64 + n % 3, 64, 3, 3), dtype, padding=n % 2)
         yield make_case(rng, (1, 90, 2 * n + 1), (80 + n, 90, 3), dtype, padding=n % 3, dilation=1 + n % 3)
+        yield make_case(rng, (1, 40, 7, n), (70 + n % 3, 40, 3, 3), dtype, padding=1, stride=(1 + n % 2, 1))
+        yield make_case(rng, (2, 20, 3, 4, n), (80, 20, 3, 2, 3), dtype, padding=n % 2)
 
 
 def main(isa, algorithm, kind, place):

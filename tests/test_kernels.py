@@ -93,6 +93,16 @@ PROBLEMS = [
     ((1, 130, 48), (127, 130, 3), {"padding": 3, "dilation": 3}),
     ((1, 200, 33), (128, 200, 3), {"padding": "same"}),
     ((3, 64, 60), (64, 64, 3), {"padding": 1}),
+    ((1, 300, 7, 7), (128, 300, 3, 3), {"padding": 1}),
+    ((3, 70, 7, 8), (67, 70, 3, 3), {"padding": 1}),
+    ((1, 33, 4, 7, 16), (64, 33, 3, 3, 3), {"padding": 1}),
+    ((2, 12, 3, 5, 28), (80, 12, 2, 3, 3), {"stride": (2, 1, 1), "dilation": (1, 2, 1)}),
+    ((1, 40, 11, 32), (64, 40, 5, 3), {"padding": (2, 1)}),
+    ((1, 64, 13, 28), (65, 64, 3, 3), {"stride": (2, 1), "padding": 1}),
+    ((2, 80, 12, 24), (128, 40, 3, 3), {"groups": 2, "dilation": (3, 1), "padding": (3, 1)}),
+    ((1, 48, 9, 40), (96, 48, 2, 3), {"dilation": (1, 2), "padding": (1, 2)}),
+    ((1, 36, 5, 60), (96, 36, 4, 3), {"dilation": (1, 4), "stride": (3, 1), "padding": (2, 4)}),
+    ((1, 1, 40, 32), (64, 1, 33, 3), {"padding": (0, 1)}),
 ]
 
 
@@ -195,6 +205,8 @@ def test_row_with_padding_modes(row):
         ((2, 8, 30), (33, 8, 7)),
         ((1, 96, 70), (96, 96, 3)),
         ((1, 4, 5, 4, 6), (36, 4, 3, 3, 3)),
+        ((1, 40, 3, 5, 16), (64, 40, 3, 3, 3)),
+        ((1, 150, 7, 7), (80, 150, 3, 3)),
     )
     cases = [random_case(rng, np.dtype(kind).type, modes=(mode,)) for mode in MODES for _ in range(10)]
     for x_shape, w_shape in wide:
@@ -244,6 +256,8 @@ def test_row_gives_the_same_bits_for_any_thread_count_and_batch(row):
         ((5, 8, 26, 40), (16, 4, 5, 3), {"groups": 2, "stride": (2, 1), "padding": 3}),
         ((5, 64, 700), (30, 64, 5), {"dilation": 2}),
         ((5, 64, 40, 40), (64, 1, 3, 3), {"groups": 64, "padding": 1}),
+        ((5, 130, 7, 7), (200, 130, 3, 3), {"padding": 1}),
+        ((5, 40, 3, 9, 28), (70, 40, 3, 3, 3), {"stride": (1, 2, 1)}),
     ):
         case = make_case(rng, x_shape, w_shape, np.dtype(row[2]).type, **arguments)
         y = run_row(row, case)

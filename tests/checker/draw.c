@@ -55,7 +55,7 @@ static void draw_channels(uint64_t *r, conv_problem *p, int kind) {
     }
     if (kind == DEEP_LINE) { /* and for the one along rows */
         p->n = 1;
-        p->ic = random_in(r, DEEP, 90);
+        p->ic = one_in(r, 2) ? random_in(r, DEEP, 90) : random_in(r, 6, DEEP);
         p->oc = random_in(r, 50, 100);
     }
 }
@@ -91,14 +91,20 @@ static int is_deep(const conv_problem *p, int kind) {
 static void draw_axes(uint64_t *r, conv_problem *p, int kind) {
     static const int64_t rooms[KINDS] = {20, 20, 20, 40, 20, 30, 220, 28, 9};
     const int deep = is_deep(p, kind), three = kind == SQUARE_3X3 || kind == DEEP_LINE;
-    const int one_row = kind == LINE || kind == DEEP_LINE, one_pixel = kind == POINTWISE && one_in(r, 4);
+    const int one_row = kind == LINE, one_pixel = kind == POINTWISE && one_in(r, 4);
+    const int few_rows = kind == DEEP_LINE && p->ic >= DEEP && one_in(r, 2); /* and one tap of each */
     const int longer = !three && kind != VOLUME && one_in(r, 6);
     const int64_t room = kind == SQUARE_3X3 && deep ? 14 : rooms[kind], least = deep ? 6 : 1;
     const axis one = {1, 1, 1, 1, 1, 0};
-    const axis d = kind == VOLUME ? draw_axis(r, kind, p->pad_mode, least, room) : one;
-    axis h = one_row || one_pixel ? one : draw_axis(r, kind, p->pad_mode, least, room);
+    const int deep_volume = kind == DEEP_LINE && !few_rows && one_in(r, 2);
+    axis d = kind == VOLUME ? draw_axis(r, kind, p->pad_mode, least, room) : one, h = one;
+    if (deep_volume) d = draw_axis(r, VOLUME, p->pad_mode, 1, 4);
+    if (kind == DEEP_LINE && !few_rows)
+        h = draw_axis(r, VOLUME, p->pad_mode, 1, 9);
+    else if (!one_row && !one_pixel && !few_rows)
+        h = draw_axis(r, kind, p->pad_mode, least, room);
     const axis w = one_pixel ? one : draw_axis(r, kind, p->pad_mode, least, longer ? 5 * room : room);
-    if (kind == DEEP_LINE) h.in = h.out = random_in(r, 1, 3);
+    if (few_rows) h.in = h.out = random_in(r, 1, 3);
     p->in_d = d.in, p->out_d = d.out, p->kernel_d = d.kernel, p->stride_d = d.stride, p->dilation_d = d.dilation;
     p->in_h = h.in, p->out_h = h.out, p->kernel_h = h.kernel, p->stride_h = h.stride, p->dilation_h = h.dilation;
     p->in_w = w.in, p->out_w = w.out, p->kernel_w = w.kernel, p->stride_w = w.stride, p->dilation_w = w.dilation;
