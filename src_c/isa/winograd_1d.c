@@ -1,11 +1,16 @@
-/* Winograd's F(4, 3) along rows: 6 multiplications for 4 outputs instead of 12, in filters of 3 taps and stride 1.
+/* Winograd's F(4, 3) along rows: 6 multiplications for 4 outputs instead of 12, in filters of rows of 3 taps, stride 1.
  *
- *     y(tile) = A^T [ sum over c of U[c] . B^T d[c] ],     U = G w                              (winograd_transform.h)
+ *     y(tile) = A^T [ sum over c, kd, kh of U[c, kd, kh] . B^T d[c, kd, kh] ],     U = G w      (winograd_transform.h)
  *
  * for each task (group, block of output channels, block of T tiles of all rows):                         one thread
- *   for each block of input channels: rows of pixels -> B^T d -> V[6][channels][T]              V: a quarter of L2
+ *   for each block of terms (c, kd, kh):                                                       V: a quarter of L2
+ *     for each (c, kd): rows of pixels -> z                                                               z: L1
+ *       for each kh: B^T z -> V[6][terms][T]
  *     M += U V                                                                                  (winograd_product.h)
  *   for each panel of NR output channels: A^T M -> sums[pixel][NR] -> y                                  sums: L1
+ *
+ * The taps of one (c, kd), below each other, share the rows of z: a tap further down begins some rows later. Where they
+ * would share few (a long stride or dilation), every output has kernel_h rows of its own.
  *
  * With a dilation D the tile of output o reads o, o + D .. o + 5 D: a stretch of 4 D outputs is D tiles side by side,
  * in lanes as they lie where D is a multiple of 4; for other dilations the pixels of one remainder are gathered. Tails:
@@ -55,11 +60,12 @@ static void line_plan_rows(const conv_problem *p, line_plan *g) {
     if (g->shared) g->reads = all;
 }
 
-/* 64 channels of V (floats), of T = 85 tiles for 512 KiB: 21 KiB of L1 for one element beside U [64][NR], 4 KiB; but 8
- * blocks of channels at most, as adding them up decides the error of many channels. Up to 128 output channels (floats)
- * in a task: M is then half of L2. */
+/* 64 terms of V (floats), of T = 85 tiles for 512 KiB: 21 KiB of L1 for one element beside U [64][NR], 4 KiB; but 8
+ * blocks of terms at most, as adding them up decides the error of many. 128 output channels (floats) in a task, so that
+ * one image of 512 has 4 of them; but each transforms its input itself: up to 512 where there are more blocks of tiles
+ * and M fits L2 (8 images of 7x7 pixels, 512 to 512 channels: 0.8 of the time on Zen 3). */
 static line_plan line_plan_of(const conv_problem *p) {
-    const int64_t size = sizeof(real), dilation = p->dilation_w, l2 = cpu_cache_sizes()->l2, task_bytes = 512;
+    const int64_t size = sizeof(real), dilation = p->dilation_w, l2 = cpu_cache_sizes()->l2;
     line_plan g;
     const int64_t units = p->ic * p->kernel_d; /* of kernel_h terms, which lie in one block */
     g.terms = units * p->kernel_h;
@@ -83,6 +89,8 @@ static line_plan line_plan_of(const conv_problem *p) {
     g.tiles = g.block * g.wide * g.stretches;
     line_plan_rows(p, &g);
     g.panels = ceil_div(p->oc, WINOGRAD_NR);
+    const int64_t room = min_i64(l2, 1 << 20) / (LINE_ELEMENTS * max_i64(g.tiles, 1));
+    const int64_t task_bytes = max_i64(min_i64(room, g.blocks < 2 ? 512 : g.blocks < 4 ? 1024 : 2048), 512);
     g.task_panels = ceil_div(g.panels, ceil_div(g.panels, task_bytes / size / WINOGRAD_NR));
     g.panel_blocks = ceil_div(g.panels, g.task_panels);
     /* Odd numbers of cache lines, as in winograd.c. */
@@ -103,15 +111,36 @@ INLINE int line_padding_is_narrow(const conv_problem *p) {
     return max_i64(p->pad_w, right) <= p->dilation_w;
 }
 
-/* Whether one image takes less time than with 3 multiply-adds for each output and pair of channels. In multiply-adds,
- * measured on Zen 3 with AVX2, 16 of them a cycle. */
+/* The taps on one axis that read the input, at least, of the outputs that any tap of it does. */
+INLINE int64_t fewest_taps(int64_t taps, int64_t dilation, int64_t pad, int64_t in, int64_t after) {
+    const int64_t before = ceil_div(max_i64(pad, 0), dilation), beyond = ceil_div(max_i64(after, 0), dilation);
+    const int fits = in > (taps - 1) * dilation; /* no output reads beyond both ends */
+    return max_i64(taps - (fits ? max_i64(before, beyond) : before + beyond), 1);
+}
+
+/* Terms of a sum, at least, that are not products with padding: zeros in V err by nothing. */
+static int64_t line_least_terms(const conv_problem *p) {
+    if (p->pad_mode != CONV_PAD_ZEROS && p->pad_mode != CONV_PAD_CONSTANT) return p->ic * p->kernel_d * p->kernel_h;
+    const int64_t span_d = (p->kernel_d - 1) * p->dilation_d, span_h = (p->kernel_h - 1) * p->dilation_h;
+    const int64_t below_d = (p->out_d - 1) * p->stride_d + span_d - p->pad_d - p->in_d + 1;
+    const int64_t below_h = (p->out_h - 1) * p->stride_h + span_h - p->pad_h - p->in_h + 1;
+    return p->ic * fewest_taps(p->kernel_d, p->dilation_d, p->pad_d, p->in_d, below_d) *
+           fewest_taps(p->kernel_h, p->dilation_h, p->pad_h, p->in_h, below_h);
+}
+
+/* Whether one image takes less time than with 3 multiply-adds for each output and term. In multiply-adds of `direct`,
+ * measured on Zen 3 with AVX2, 16 of them a cycle: those of U V at five sixths of its speed, B^T 60 for each tile and
+ * term, A^T 40 for an output channel; a weight takes 3/8 of a cycle from L3 and half a one from memory where few tiles
+ * share it. 31 layers, 16 to 512 channels and 2 to 1568 tiles: within 0.12 of the ratio from 10 tiles on. */
 static int line_is_faster(const conv_problem *p, const line_plan *g) {
     const double terms = (double)g->terms, oc = (double)(g->panels * WINOGRAD_NR);
     const double rows = (double)(p->out_d * p->out_h);
     const double tiles = rows * (double)(ceil_div(p->out_w, LINE_OUTPUTS * p->dilation_w) * p->dilation_w);
-    const double transform = 100 * terms * (double)g->panel_blocks + 150 * oc;
-    return tiles * (1.25 * LINE_ELEMENTS * terms * oc + transform) <
-           3 * terms * (double)p->oc * rows * (double)p->out_w;
+    const double weights = LINE_ELEMENTS * terms * oc, l3 = 16 << 20;
+    const double load = (weights * sizeof(real) > l3 ? 0.25 : 0.1875) * VECTOR_BYTES, block = (double)g->tiles;
+    const double multiply = 1.2 * block > load ? 1.2 : load / block;
+    const double transform = 60 * terms * (double)g->panel_blocks + 40 * oc;
+    return tiles * (weights * multiply + transform) < 3 * terms * (double)p->oc * rows * (double)p->out_w;
 }
 
 #define WINOGRAD_1D_RAW_OUTPUTS 300
@@ -120,8 +149,7 @@ static int winograd_1d_accepts(const conv_problem *p) {
     if (p->raw && p->out_d * p->out_h * p->out_w < WINOGRAD_1D_RAW_OUTPUTS) return 0;
     if (LANES < 4 || p->exact || p->oc == 0 || p->kernel_w != 3 || p->stride_w != 1) return 0;
     if (p->kernel_d * p->kernel_h > 2048 || p->ic > 2048) return 0;
-    const int64_t terms = p->ic * p->kernel_d * p->kernel_h;
-    if (terms < 32 || terms > 2048) return 0;
+    if (line_least_terms(p) < 32 || p->ic * p->kernel_d * p->kernel_h > 2048) return 0;
     if (p->out_w / LINE_OUTPUTS < p->dilation_w) return 0;
     if ((p->pad_mode == CONV_PAD_ZEROS || p->pad_mode == CONV_PAD_CONSTANT) && !line_padding_is_narrow(p)) return 0;
     conv_problem image = *p;
