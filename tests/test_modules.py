@@ -85,8 +85,8 @@ def test_default_initialisation():
         assert abs(values.std() / bound - math.sqrt(1 / 3)) < 0.02
     before = conv.weight.copy(), conv.bias.copy()
     conv.eval().reset_parameters()
-    assert not (conv.weight == before[0]).any()
-    assert not (conv.bias == before[1]).all()
+    for values, old in zip((conv.weight, conv.bias), before, strict=True):  # of 10**6 draws, some are the same
+        assert (values == old).mean() < 1e-3
 
 
 def test_no_input_channels():

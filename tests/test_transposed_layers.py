@@ -109,4 +109,4 @@ def test_default_initialisation():
     assert np.abs(layer.bias).max() <= np.float32(bound)
     nn.init.manual_seed(3)
     np.testing.assert_array_equal(nn.ConvTranspose2d(500, 20, (3, 4)).weight, layer.weight)
-    assert not (nn.ConvTranspose2d(500, 20, (3, 4)).weight == layer.weight).any()
+    assert (nn.ConvTranspose2d(500, 20, (3, 4)).weight == layer.weight).mean() < 1e-3

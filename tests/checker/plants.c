@@ -105,8 +105,8 @@ const size_t PLANT_COUNT = sizeof PLANTS / sizeof PLANTS[0];
 
 PLANT(stack_over_write) {
     REAL_KERNEL();
-    volatile unsigned char near[16];
-    for (int64_t i = 0; i < 16 + (p->n > 0); i++) near[i] = 0;
+    volatile unsigned char near[16], *byte = near; /* by a pointer: an index out of bounds is another bug */
+    for (int64_t i = 0; i < 16 + (p->n > 0); i++) byte[i] = 0;
     read_byte(near);
 }
 
