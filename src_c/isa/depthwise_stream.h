@@ -2,10 +2,10 @@
  *
  *     y[row r][LANES columns] = clamp(bias + sum over kh, kw of w[kh][kw] * row[r * stride + kh][columns + kw])
  *
- * for each block of rows:                            a table of the input rows that they read
- *   for each vector of columns:
- *     for each input row, from the top:              3 loads, 9 multiply-adds: into this output, the last, the one
- * before a finished row: bias, clamp, y
+ * for each block of rows:                   a table of the input rows that they read
+ *   for each vector of columns:             nine weights in registers
+ *     for each input row, from the top:     3 loads, 9 multiply-adds, for this output and the two above
+ *       a finished output: bias, clamp, y
  *
  * The rows are the strip's (depthwise_strip.h) or x's own (depthwise_inplace.h). Tails: the last vector of a row ends
  * with it and overlaps the one before. Every output has its terms in the order of the filter, whatever it is read from.
