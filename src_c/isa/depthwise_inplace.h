@@ -74,8 +74,7 @@ INLINE int inplace_type(const conv_problem *p) {
 }
 
 static int inplace_reads(const conv_problem *p, const conv_io *io, const dw_plan *s) {
-    if (!inplace_type(p) || io->residual || !inplace_shape(p, s)) return 0;
-    if (p->activation != CONV_IDENTITY && p->activation != CONV_CLAMP) return 0;
+    if (!inplace_type(p) || !output_is_sum(p, io) || !inplace_shape(p, s)) return 0;
     if (io->x_stride_w != 1 || io->y_stride_w != 1 || (p->in_h > 1 && io->x_stride_h < p->in_w)) return 0;
     return (p->n == 1 || io->x_stride_n >= 0) && (p->groups == 1 || io->x_stride_c >= 0);
 }
@@ -202,7 +201,7 @@ INLINE vec line_sum(const int taps, const int32_t type, const char *x, int64_t a
     UNROLL
     for (int k = 0; k < taps; k++) {
         vec v = load_vector(type, x, at + k * dilation);
-        if (masks) v = (vec)((stream_bits)v & (stream_bits)vec_load(masks + k * LANES));
+        if (masks) v = stream_masked(v, masks + k * LANES);
         sum += w[k] * v;
     }
     return sum;

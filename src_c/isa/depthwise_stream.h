@@ -56,6 +56,9 @@ INLINE vec stream_ordered(vec v) { return v; }
 
 typedef int64_t stream_bits __attribute__((vector_size(VECTOR_BYTES)));
 
+/* v where the mask's bits are set, else 0. */
+INLINE vec stream_masked(vec v, const real *mask) { return (vec)((stream_bits)v & (stream_bits)vec_load(mask)); }
+
 /* What the three taps of row i of the input read: vectors `offsets` apart (step 0), neighbours (1), or every second
  * element (2), nothing beyond the last of them. */
 INLINE void stream_load(const int step, const int32_t type, const int masked, const stream_job *j, int64_t i,
@@ -80,7 +83,7 @@ INLINE void stream_load(const int step, const int32_t type, const int masked, co
     }
     UNROLL
     for (int k = 0; k < 3; k++)
-        if (masked >> k & 1) v[k] = (vec)((stream_bits)v[k] & (stream_bits)vec_load(j->masks + k * LANES));
+        if (masked >> k & 1) v[k] = stream_masked(v[k], j->masks + k * LANES);
 }
 
 INLINE vec stream_add(vec sum, const vec w[3], const vec v[3]) {

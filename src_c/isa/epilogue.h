@@ -59,10 +59,13 @@ INLINE int32_t plain_type(const conv_problem *p, const conv_io *io) {
 
 INLINE int output_is_plain(const conv_problem *p, const conv_io *io) { return plain_type(p, io) == CONV_NATIVE; }
 
-/* Whether sums, clamped at most, are what is stored in y. */
+/* Whether sums, clamped at most, are what is stored in y, but for narrowing. */
+INLINE int output_is_sum(const conv_problem *p, const conv_io *io) {
+    return io->residual == NULL && (p->activation == CONV_IDENTITY || p->activation == CONV_CLAMP);
+}
+
 INLINE int output_is_direct(const conv_problem *p, const conv_io *io) {
-    return p->y_type == CONV_NATIVE && io->residual == NULL &&
-           (p->activation == CONV_IDENTITY || p->activation == CONV_CLAMP);
+    return p->y_type == CONV_NATIVE && output_is_sum(p, io);
 }
 
 INLINE vec bias_lanes(const real *bias, int64_t count) {
