@@ -12,6 +12,9 @@
 #endif
 #if defined(__linux__)
 #include <sys/mman.h>
+#include <sys/syscall.h>
+#include <time.h>
+#include <unistd.h>
 #endif
 
 #define LARGE_PAGE ((size_t)2 << 20)
@@ -128,26 +131,52 @@ int conv_in_forked_child(void) { return forked; }
 #if !defined(_WIN32)
 enum { MOST_THREADS = 1024 };
 
-static void *wait_at(void *gate) {
-    pthread_mutex_lock(gate);
-    pthread_mutex_unlock(gate);
+typedef struct {
+    pthread_t thread;
+    pthread_mutex_t *gate;
+    long id; /* the system's */
+} probe;
+
+static void *wait_at_gate(void *argument) {
+    probe *self = argument;
+#if defined(__linux__)
+    self->id = syscall(SYS_gettid);
+#endif
+    pthread_mutex_lock(self->gate);
+    pthread_mutex_unlock(self->gate);
     return NULL;
+}
+
+/* A joined thread counts against the limit until the kernel has taken it out of its tables, a moment later: libgomp's
+ * own would be refused in its place (seen on a 2-core machine, once in some hundred times). 0.2 s at most: its number
+ * may be another thread's by then. */
+static void wait_until_gone(const probe *joined) {
+#if defined(__linux__)
+    const struct timespec moment = {0, 50000};
+    for (int i = 0; i < 4000 && syscall(SYS_tgkill, getpid(), joined->id, 0) == 0; i++) nanosleep(&moment, NULL);
+#else
+    (void)joined;
+#endif
 }
 
 int conv_startable_threads(int wanted) {
     static _Thread_local int seen = 1; /* the caller counts as one */
     if (wanted <= seen) return wanted;
-    pthread_t threads[MOST_THREADS];
+    probe probes[MOST_THREADS];
     pthread_mutex_t gate = PTHREAD_MUTEX_INITIALIZER;
     int started = 1;
     pthread_mutex_lock(&gate);
-    while (started < wanted && started < MOST_THREADS && pthread_create(&threads[started], NULL, wait_at, &gate) == 0)
-        started++;
+    for (; started < wanted && started < MOST_THREADS; started++) {
+        probe *next = &probes[started];
+        *next = (probe){.gate = &gate};
+        if (pthread_create(&next->thread, NULL, wait_at_gate, next) != 0) break;
+    }
     pthread_mutex_unlock(&gate);
-    for (int i = 1; i < started; i++) pthread_join(threads[i], NULL);
+    for (int i = 1; i < started; i++) pthread_join(probes[i].thread, NULL);
+    for (int i = 1; i < started; i++) wait_until_gone(&probes[i]);
     pthread_mutex_destroy(&gate);
     if (started > seen) seen = started;
-    return started;
+    return seen; /* not started: beside those that libgomp keeps fewer could be started anew */
 }
 #else
 int conv_startable_threads(int wanted) { return wanted; }

@@ -49,7 +49,7 @@ print(len(os.listdir("/proc/self/task")))
 """
     if os.getuid() != 0:
         pytest.skip("counts the threads of a user without other processes: only root can become one")
-    assert int(in_a_new_process(code)) <= 1 + more
+    assert int(in_a_new_process(code)) == 1 + more
 
 
 @needs_core
