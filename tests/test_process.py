@@ -1,10 +1,12 @@
 """pyconv and the process it lives in: limits on threads and CPUs, Ctrl-C, subinterpreters."""
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
 import threading
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -24,23 +26,32 @@ serial = F.conv2d(x, w)
 """
 
 
-def in_a_new_process(code):
+def in_a_new_process(code, first=()):
     environment = {**os.environ, "OPENBLAS_NUM_THREADS": "1"}
-    command = [sys.executable, "-W", "ignore", "-c", code]
+    command = [*first, sys.executable, "-W", "ignore", "-c", code]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120, check=False)
     assert done.returncode == 0, (done.returncode, done.stderr)
     return done.stdout.strip()
 
 
-@needs_core
-@LINUX
-@pytest.mark.parametrize("more", [0, 2])
-def test_threads_that_cannot_be_started(more):
-    """OpenMP's library would end the process: where no thread starts, or two of seven, those that there are compute."""
+@pytest.fixture(scope="module")
+def late_reaper(tmp_path_factory):
+    compiler = shutil.which("cc") or shutil.which("gcc")
+    if compiler is None:
+        pytest.skip("no C compiler")
+    program = tmp_path_factory.mktemp("late_reaper") / "late_reaper"
+    source = Path(__file__).with_name("late_reaper.c")
+    subprocess.run([compiler, "-O1", "-Wall", "-Wextra", "-Werror", str(source), "-o", str(program)], check=True)
+    if subprocess.run([program, "true"], check=False).returncode == 77:
+        pytest.skip("no program may be traced here")
+    return [str(program)]
+
+
+def threads_at_a_limit(more, first=()):
+    """The threads of a process that wants 8 and may have 1 + more."""
     code = f"""{CONVOLVE}
 import resource
-if os.getuid() == 0:
-    os.setuid(54321 + {more})  # the system's limit is one of users, and root has none: one that has no other process
+os.setuid(54321 + {more})  # the limit is one of users, and root has none: one that has no other process
 resource.setrlimit(resource.RLIMIT_NPROC, (1 + {more}, 1 + {more}))
 pyconv.set_num_threads(8)
 for _ in range(3):
@@ -49,7 +60,22 @@ print(len(os.listdir("/proc/self/task")))
 """
     if os.getuid() != 0:
         pytest.skip("counts the threads of a user without other processes: only root can become one")
-    assert int(in_a_new_process(code)) == 1 + more
+    return int(in_a_new_process(code, first))
+
+
+@needs_core
+@LINUX
+@pytest.mark.parametrize("more", [0, 2])
+def test_threads_that_cannot_be_started(more):
+    """OpenMP's library would end the process: where no thread starts, or two of seven, those that there are compute."""
+    assert threads_at_a_limit(more) == 1 + more
+
+
+@needs_core
+@LINUX
+def test_threads_that_end_late(late_reaper):
+    """One that was started to see whether it can be counts for a moment after it was joined."""
+    assert threads_at_a_limit(2, late_reaper) == 3
 
 
 @needs_core
