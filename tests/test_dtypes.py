@@ -73,6 +73,25 @@ def test_every_half_is_rounded_once_to_nearest_even(kind, isa):
 
 
 @needs_core
+@pytest.mark.parametrize("width", [*range(1, 37), 64, 65])
+@pytest.mark.parametrize("isa", ISAS)
+@pytest.mark.parametrize("kind", HALVES)
+def test_depthwise_halves_are_rounded_single_precision(kind, isa, width):
+    """To the bit, NaN and infinity included: rows as vectors, as pairs of them, in pieces, read beyond their ends."""
+    rng = np.random.default_rng(width)
+    x = rng.integers(0, 1 << 16, (2, 5, 6, width), dtype=np.uint16).view(half(kind))
+    x[0] = rng.standard_normal(x[0].shape)
+    for kernel, stride, padding in (((1, 1), 1, 0), ((1, 4), 1, (0, 3)), ((3, 3), 1, 1), ((3, 3), (2, 1), (1, 2))):
+        w = rng.standard_normal((5, 1, *kernel)).astype(x.dtype)
+        if width + 2 * per_axis(padding, 2)[1] < kernel[1]:
+            continue
+        with setting(isa=isa), np.errstate(all="ignore"):
+            more = {"stride": stride, "padding": padding, "groups": 5, "accuracy": "exact"}
+            wide = F.conv2d(x.astype(np.float32), w.astype(np.float32), **more)
+            assert_same_numbers(F.conv2d(x, w, **more), wide.astype(x.dtype))
+
+
+@needs_core
 @pytest.mark.parametrize("isa", ISAS)
 @pytest.mark.parametrize("kind", HALVES)
 def test_sums_are_single_precision(kind, isa):

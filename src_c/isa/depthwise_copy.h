@@ -69,10 +69,12 @@ INLINE void dw_copy_pairs(real *restrict even, real *restrict odd, int32_t type,
     const char *from = (const char *)x + src * element_bytes(type);
     for (int64_t i = 0;; i = min_i64(i + LANES, count - LANES)) {
         vec a, b;
-        if (type == CONV_NATIVE)
+        if (type == CONV_NATIVE) {
             dw_load_pairs((const real *)from + 2 * i, &a, &b);
-        else
-            a = vec_widen_evens(type, from + 4 * i), b = vec_widen_odds(type, from + 4 * i);
+        } else {
+            const vec pairs = vec_load((const real *)(from + 4 * i));
+            a = vec_widen_evens(type, pairs), b = vec_widen_odds(type, pairs);
+        }
         vec_store(even + i, a);
         vec_store(odd + i, b);
         if (i == count - LANES) break;

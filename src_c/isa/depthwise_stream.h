@@ -20,7 +20,7 @@
 /* Rows of outputs of a block: two more are begun than are stored. */
 enum { STREAM_ROWS = 64 };
 
-/* A vector of columns of some rows of outputs of one channel. */
+/* A vector of columns, or two as pairs, of some rows of outputs of one channel. */
 typedef struct stream_job {
     const char *const *rows; /* of the input */
     int64_t count;           /* rows of outputs */
@@ -29,7 +29,8 @@ typedef struct stream_job {
     const real *weights, *bias, *masks;
     int masked; /* bits of the taps that need their mask */
     char *y;
-    int64_t y_row; /* from one row to the next, in elements */
+    int64_t y_row;   /* from one row to the next, in elements */
+    int64_t columns; /* that are stored of two vectors: more than one, not more than there are */
     int clamped;
     real low, high;
 } stream_job;
@@ -60,48 +61,82 @@ typedef int64_t stream_bits __attribute__((vector_size(VECTOR_BYTES)));
 INLINE vec stream_masked(vec v, const real *mask) { return (vec)((stream_bits)v & (stream_bits)vec_load(mask)); }
 
 /* What the three taps of row i of the input read: vectors `offsets` apart (step 0), neighbours (1), or every second
- * element (2), nothing beyond the last of them. */
-INLINE void stream_load(const int step, const int32_t type, const int masked, const stream_job *j, int64_t i,
-                        vec v[3]) {
+ * element (2), nothing beyond the last of them. Two parts: those of the even and of the odd columns, which lie together
+ * as pairs of halves. */
+INLINE void stream_load(const int step, const int32_t type, const int parts, const int masked, const stream_job *j,
+                        int64_t i, vec v[2][3]) {
     const int64_t bytes = element_bytes(type);
     const char *row = j->rows[i] + j->at * bytes;
     __builtin_prefetch(row + j->ahead * bytes);
+    if (parts == 2) {
+        vec first = vec_load((const real *)row), last = vec_load((const real *)(row + 2 * bytes));
+        if (masked & 1) first = stream_masked(first, j->masks);
+        if (masked & 4) last = stream_masked(last, j->masks + 2 * LANES);
+        v[0][0] = vec_widen_evens(type, first);
+        v[0][1] = v[1][0] = vec_widen_odds(type, first);
+        v[0][2] = v[1][1] = vec_widen_evens(type, last);
+        v[1][2] = vec_widen_odds(type, last);
+        return;
+    }
     if (step == 2 && type != CONV_NATIVE) {
-        v[0] = vec_widen_evens(type, row);
-        v[1] = vec_widen_odds(type, row);
-        v[2] = vec_widen_odds(type, row + bytes);
+        const vec first = vec_load((const real *)row), last = vec_load((const real *)(row + bytes));
+        v[0][0] = vec_widen_evens(type, first);
+        v[0][1] = vec_widen_odds(type, first);
+        v[0][2] = vec_widen_odds(type, last);
     } else if (step == 2) {
         vec odd;
-        stream_pairs((const real *)row, &v[0], &v[1]);
-        stream_pairs((const real *)row + 1, &odd, &v[2]);
+        stream_pairs((const real *)row, &v[0][0], &v[0][1]);
+        stream_pairs((const real *)row + 1, &odd, &v[0][2]);
     } else {
         UNROLL
         for (int k = 0; k < 3; k++) {
             const char *x = row + (step == 1 ? k : j->offsets[k]) * bytes;
-            v[k] = type == CONV_NATIVE ? tile_load((const real *)x, 3) : vec_widen(type, x);
+            v[0][k] = type == CONV_NATIVE ? tile_load((const real *)x, 3) : vec_widen(type, x);
         }
     }
     UNROLL
     for (int k = 0; k < 3; k++)
-        if (masked >> k & 1) v[k] = stream_masked(v[k], j->masks + k * LANES);
+        if (masked >> k & 1) v[0][k] = stream_masked(v[0][k], j->masks + k * LANES);
 }
 
-INLINE vec stream_add(vec sum, const vec w[3], const vec v[3]) {
+/* sum = start + a row of taps. Without start: from zero. */
+INLINE void stream_add(const int parts, vec sum[2], const vec *start, const vec w[3], const vec v[2][3]) {
     UNROLL
-    for (int k = 0; k < 3; k++) sum += w[k] * v[k];
-    return sum;
+    for (int part = 0; part < parts; part++) {
+        sum[part] = start ? start[part] : vec_zero();
+        UNROLL
+        for (int k = 0; k < 3; k++) sum[part] += w[k] * v[part][k];
+    }
 }
 
-INLINE void stream_store(const int step, const int32_t type, const int clamped, const stream_job *j, int64_t r, vec sum,
-                         vec bias) {
-    sum += bias;
-    if (clamped) sum = vec_clamp(sum, j->low, j->high);
-    if (step == 2 && type == CONV_NATIVE) sum = stream_ordered(sum);
-    store_vector(type, j->y, r * j->y_row, sum);
+/* columns of two vectors: as two overlapping halves where they are fewer. */
+INLINE void stream_store_pairs(const int32_t type, char *y, int64_t columns, const vec sum[2]) {
+    char all[sizeof(vec)] __attribute__((aligned(sizeof(vec))));
+    if (columns == 2 * LANES) {
+        vec_narrow_pairs(type, y, sum[0], sum[1]);
+        return;
+    }
+    const int64_t half = (int64_t)sizeof(vec) / 2, last = (columns - LANES) * element_bytes(type);
+    vec_narrow_pairs(type, all, sum[0], sum[1]);
+    memcpy(y, all, (size_t)half);
+    memcpy(y + last, all + last, (size_t)half);
 }
 
-INLINE void stream_column(const int down, const int step, const int32_t type, const int masked, const int clamped,
-                          const stream_job *job) {
+INLINE void stream_store(const int step, const int32_t type, const int parts, const int clamped, const stream_job *j,
+                         int64_t r, vec sum[2], vec bias) {
+    UNROLL
+    for (int part = 0; part < parts; part++) {
+        sum[part] += bias;
+        if (clamped) sum[part] = vec_clamp(sum[part], j->low, j->high);
+    }
+    if (parts == 2)
+        stream_store_pairs(type, j->y + r * j->y_row * element_bytes(type), j->columns, sum);
+    else
+        store_vector(type, j->y, r * j->y_row, step == 2 && type == CONV_NATIVE ? stream_ordered(sum[0]) : sum[0]);
+}
+
+INLINE void stream_column(const int down, const int step, const int32_t type, const int parts, const int masked,
+                          const int clamped, const stream_job *job) {
     /* Scalar by scalar: a copy of a struct that has just been written waits for its stores (150 cycles on Zen 3). */
     const stream_job j = {.rows = job->rows,
                           .count = job->count,
@@ -113,58 +148,63 @@ INLINE void stream_column(const int down, const int step, const int32_t type, co
                           .masks = job->masks,
                           .y = job->y,
                           .y_row = job->y_row,
+                          .columns = job->columns,
                           .low = job->low,
                           .high = job->high};
     const vec bias = j.bias ? vec_splat(*j.bias) : vec_zero();
-    vec w[9], v[3], last, before = vec_zero();
+    vec w[9], v[2][3], last[2], before[2], done[2];
     UNROLL
     for (int k = 0; k < 9; k++) w[k] = vec_splat(j.weights[k]);
-    stream_load(step, type, masked, &j, 0, v);
-    last = stream_add(vec_zero(), w, v);
+    stream_load(step, type, parts, masked, &j, 0, v);
+    stream_add(parts, last, NULL, w, v);
     if (down == 1) {
-        stream_load(step, type, masked, &j, 1, v);
-        before = stream_add(last, w + 3, v);
-        last = stream_add(vec_zero(), w, v);
+        stream_load(step, type, parts, masked, &j, 1, v);
+        stream_add(parts, before, last, w + 3, v);
+        stream_add(parts, last, NULL, w, v);
     }
     for (int64_t r = 0; r < j.count; r++) {
         if (down == 2) {
-            stream_load(step, type, masked, &j, 2 * r + 1, v);
-            before = stream_add(last, w + 3, v);
+            stream_load(step, type, parts, masked, &j, 2 * r + 1, v);
+            stream_add(parts, before, last, w + 3, v);
         }
-        stream_load(step, type, masked, &j, down * r + 2, v);
-        stream_store(step, type, clamped, &j, r, stream_add(before, w + 6, v), bias);
-        if (down == 1) before = stream_add(last, w + 3, v);
-        last = stream_add(vec_zero(), w, v);
+        stream_load(step, type, parts, masked, &j, down * r + 2, v);
+        stream_add(parts, done, before, w + 6, v);
+        stream_store(step, type, parts, clamped, &j, r, done, bias);
+        if (down == 1) stream_add(parts, before, last, w + 3, v);
+        stream_add(parts, last, NULL, w, v);
     }
 }
 
-INLINE void stream_any(const int down, const int step, const int32_t type, const int clamped, const stream_job *j) {
+INLINE void stream_any(const int down, const int step, const int32_t type, const int parts, const int clamped,
+                       const stream_job *j) {
     if (step == 0 || j->masked == 0)
-        stream_column(down, step, type, 0, clamped, j);
+        stream_column(down, step, type, parts, 0, clamped, j);
     else if (j->masked == 1)
-        stream_column(down, step, type, 1, clamped, j);
+        stream_column(down, step, type, parts, 1, clamped, j);
     else if (j->masked == 4)
-        stream_column(down, step, type, 4, clamped, j);
+        stream_column(down, step, type, parts, 4, clamped, j);
     else
-        stream_column(down, step, type, 7, clamped, j);
+        stream_column(down, step, type, parts, 7, clamped, j);
 }
 
-INLINE void stream_of_type(const int down, const int step, const int32_t type, const stream_job *j) {
+INLINE void stream_of_type(const int down, const int step, const int32_t type, const int parts, const stream_job *j) {
     if (type != CONV_NATIVE && !HAS_HALVES) return; /* no code */
-    j->clamped ? stream_any(down, step, type, 1, j) : stream_any(down, step, type, 0, j);
+    j->clamped ? stream_any(down, step, type, parts, 1, j) : stream_any(down, step, type, parts, 0, j);
 }
 
 /* The name says the stride of rows and the step of columns. The strip holds no halves. */
 #define DW_STREAM(down, step) \
-    static void stream_##down##_##step(const stream_job *j) { stream_of_type(down, step, CONV_NATIVE, j); } \
-    static void stream_f16_##down##_##step(const stream_job *j) { stream_of_type(down, step, CONV_F16, j); } \
-    static void stream_bf16_##down##_##step(const stream_job *j) { stream_of_type(down, step, CONV_BF16, j); }
+    static void stream_##down##_##step(const stream_job *j) { stream_of_type(down, step, CONV_NATIVE, 1, j); } \
+    static void stream_f16_##down##_##step(const stream_job *j) { stream_of_type(down, step, CONV_F16, 1, j); } \
+    static void stream_bf16_##down##_##step(const stream_job *j) { stream_of_type(down, step, CONV_BF16, 1, j); }
 DW_STREAM(1, 1)
 DW_STREAM(1, 2)
 DW_STREAM(2, 1)
 DW_STREAM(2, 2)
-static void stream_1_0(const stream_job *j) { stream_of_type(1, 0, CONV_NATIVE, j); }
-static void stream_2_0(const stream_job *j) { stream_of_type(2, 0, CONV_NATIVE, j); }
+static void stream_1_0(const stream_job *j) { stream_of_type(1, 0, CONV_NATIVE, 1, j); }
+static void stream_2_0(const stream_job *j) { stream_of_type(2, 0, CONV_NATIVE, 1, j); }
+static void stream_pairs_1(const stream_job *j) { stream_of_type(1, 1, CONV_BF16, 2, j); }
+static void stream_pairs_2(const stream_job *j) { stream_of_type(2, 1, CONV_BF16, 2, j); }
 
 /* Equal blocks of so many rows. */
 INLINE int64_t stream_block(int64_t count) { return ceil_div(count, max_i64(ceil_div(count, STREAM_ROWS), 1)); }

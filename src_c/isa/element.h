@@ -67,7 +67,8 @@ INLINE void load_run(const int32_t type, const char *x, int64_t step, int64_t co
         return;
     }
     if (step == 2 && bytes == 2 && LOWER_FIRST)
-        for (; i < count - LANES; i += LANES) vec_store(dst + i, vec_widen_evens(type, x + 2 * i * bytes));
+        for (; i < count - LANES; i += LANES)
+            vec_store(dst + i, vec_widen_evens(type, vec_load((const real *)(x + 2 * i * bytes))));
     for (; i < count; i += LANES) {
         const int64_t some = min_i64(LANES, count - i);
         char near[LANES * sizeof(real)] = {0};

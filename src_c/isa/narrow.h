@@ -1,5 +1,6 @@
 /* A vector of elements as they are stored, LANES neighbours (conv.h, CONV_F16 ...), to and from the vector of sums.
- * vec_widen_evens, _odds: every second of 2 * LANES elements of two bytes, the lower or the upper ones of pairs.
+ * vec_widen_evens, _odds: every second of 2 * LANES elements of two bytes, the lower or the upper ones of pairs;
+ * vec_narrow_pairs: the way back.
  *
  * Widening is exact. Narrowing rounds once, to nearest even, overflowing to infinity; integers keep their low bits.
  * Both are integer operations, or the instructions for them, so that neither flushing subnormals nor the instruction
@@ -16,9 +17,10 @@ enum { HAS_HALVES = CONV_BITS(CONV_DTYPE) == 32 && !REAL_IS_INTEGER };
 #if CONV_BITS(CONV_DTYPE) != 32
 
 INLINE vec vec_widen(int32_t type, const void *x) { return (void)type, vec_load((const real *)x); }
-INLINE vec vec_widen_evens(int32_t type, const void *x) { return (void)type, vec_load_evens((const real *)x); }
-INLINE vec vec_widen_odds(int32_t type, const void *x) { return (void)type, vec_load_evens((const real *)x + 1); }
+INLINE vec vec_widen_evens(int32_t type, vec pairs) { return (void)type, pairs; }
+INLINE vec vec_widen_odds(int32_t type, vec pairs) { return (void)type, pairs; }
 INLINE void vec_narrow(int32_t type, void *y, vec v) { (void)type, vec_store((real *)y, v); }
+INLINE void vec_narrow_pairs(int32_t type, void *y, vec even, vec odd) { (void)type, vec_store((real *)y, even + odd); }
 
 #elif REAL_IS_INTEGER
 
@@ -40,21 +42,20 @@ INLINE vec vec_widen(int32_t type, const void *x) {
     }
 }
 
-INLINE vec vec_widen_evens(int32_t type, const void *x) {
-    const vec pairs = vec_load((const real *)x);
-    return type == CONV_I16 ? pairs << 16 >> 16 : pairs & 0xffff;
-}
+INLINE vec vec_widen_evens(int32_t type, vec pairs) { return type == CONV_I16 ? pairs << 16 >> 16 : pairs & 0xffff; }
 
-INLINE vec vec_widen_odds(int32_t type, const void *x) {
-    const vec pairs = vec_load((const real *)x);
-    return type == CONV_I16 ? pairs >> 16 : pairs >> 16 & 0xffff;
-}
+INLINE vec vec_widen_odds(int32_t type, vec pairs) { return type == CONV_I16 ? pairs >> 16 : pairs >> 16 & 0xffff; }
 
 INLINE void vec_narrow(int32_t type, void *y, vec v) {
     if (type == CONV_I8 || type == CONV_U8)
         *(vec_u8 *)y = __builtin_convertvector(v, vec_u8);
     else
         *(vec_u16 *)y = __builtin_convertvector(v, vec_u16);
+}
+
+INLINE void vec_narrow_pairs(int32_t type, void *y, vec even, vec odd) {
+    (void)type;
+    vec_store((real *)y, (even & 0xffff) | odd << 16);
 }
 
 #else
@@ -107,29 +108,45 @@ INLINE vec widen_bf16(halves h) { return (vec)((vec_bits)_mm256_cvtepu16_epi32((
 INLINE vec widen_bf16(halves h) { return (vec)(__builtin_convertvector(h, vec_bits) << 16); }
 #endif
 
-/* The same rounding as narrow_f16, 16 bits of it. */
+/* The same rounding as narrow_f16, of 16 bits, which are above the others then. No NaN. */
+INLINE vec_bits rounded_bf16(vec v) {
+    const vec_bits bits = (vec_bits)v;
+    return bits + 0x7fff + (bits >> 16 & 1);
+}
+
 INLINE halves narrow_bf16(vec v) {
-    const vec_bits bits = (vec_bits)v, rounded = bits + 0x7fff + (bits >> 16 & 1);
-    const vec_bits result = vec_choose((bits & 0x7fffffff) > 0x7f800000, bits | 0x400000, rounded);
-    return __builtin_convertvector((vec_unsigned)result >> 16, halves);
+    const vec_bits bits = vec_choose((vec_bits)(v != v), (vec_bits)v | 0x400000, rounded_bf16(v));
+    return __builtin_convertvector((vec_unsigned)bits >> 16, halves);
 }
 
 INLINE vec vec_widen(int32_t type, const void *x) {
     return type == CONV_F16 ? widen_f16(*(const halves *)x) : widen_bf16(*(const halves *)x);
 }
 
-INLINE vec vec_widen_evens(int32_t type, const void *x) {
-    const vec_bits pairs = (vec_bits)vec_load((const real *)x);
-    return type == CONV_F16 ? widen_f16(__builtin_convertvector(pairs & 0xffff, halves)) : (vec)(pairs << 16);
+INLINE vec vec_widen_evens(int32_t type, vec pairs) {
+    const vec_bits bits = (vec_bits)pairs;
+    return type == CONV_F16 ? widen_f16(__builtin_convertvector(bits & 0xffff, halves)) : (vec)(bits << 16);
 }
 
-INLINE vec vec_widen_odds(int32_t type, const void *x) {
-    const vec_bits pairs = (vec_bits)vec_load((const real *)x);
-    return type == CONV_F16 ? widen_f16(__builtin_convertvector(pairs >> 16 & 0xffff, halves)) : (vec)(pairs & ~0xffff);
+INLINE vec vec_widen_odds(int32_t type, vec pairs) {
+    const vec_bits bits = (vec_bits)pairs;
+    return type == CONV_F16 ? widen_f16(__builtin_convertvector(bits >> 16 & 0xffff, halves)) : (vec)(bits & ~0xffff);
 }
 
 INLINE void vec_narrow(int32_t type, void *y, vec v) {
     *(halves *)y = type == CONV_F16 ? narrow_f16(v) : narrow_bf16(v);
+}
+
+/* The NaNs must be those of sums of such elements: quiet, and 0 in the bits that are cut off, so that rounding leaves
+ * the others as they are. */
+INLINE void vec_narrow_pairs(int32_t type, void *y, vec even, vec odd) {
+    if (type == CONV_BF16) {
+        const vec_unsigned low = (vec_unsigned)rounded_bf16(even) >> 16, high = (vec_unsigned)rounded_bf16(odd);
+        vec_store((real *)y, (vec)(low | (high & 0xffff0000)));
+    } else {
+        const vec_unsigned low = __builtin_convertvector(narrow_f16(even), vec_unsigned);
+        vec_store((real *)y, (vec)(low | __builtin_convertvector(narrow_f16(odd), vec_unsigned) << 16));
+    }
 }
 
 #endif
