@@ -89,45 +89,73 @@ static void choose_lanes(const conv_problem *p, direct_plan *d, int64_t row) {
     if (d->rest == p->oc) d->vectors = max_i64(2, PIXELS_R / LANES);
 }
 
-/* Strip and totals may take half of L2; the other half is for weights and y. At least one row, in short pieces if need
- * be. */
-static direct_plan direct_plan_of(const conv_problem *p) {
-    direct_plan d;
-    d.taps = p->kernel_d * p->kernel_h * p->kernel_w;
-    d.depth = p->ic * d.taps;
-    d.flat = d.taps == 1;
-    const int64_t row = direct_row(p, d.flat), all_rows = d.flat ? 1 : p->out_h;
-    choose_lanes(p, &d, min_i64(row, DIRECT_COLS));
-    const int64_t channels = d.rest < p->oc ? p->oc - d.rest : p->oc; /* a few more are a block's last */
-    const int64_t panel = d.vectors * LANES, panels = ceil_div(channels, panel);
-    d.blocks =
-        ceil_div(p->ic, max_i64(DIRECT_KC / d.taps, 1)); /* of about the same depth: a short chain costs a pass too */
-    d.channels = ceil_div(p->ic, d.blocks);
-    d.blocks = ceil_div(p->ic, d.channels);
-    /* Blocks of output channels: as few as DIRECT_OC allows, but two where one image has few tasks (small outputs with
-     * enough taps that filling the strip twice does not show). */
-    const int few = row * all_rows <= 256 && d.taps >= 4;
-    d.oc_blocks = max_i64(ceil_div(panels * panel, DIRECT_OC), min_i64(few ? 4 : 2, panels / 4));
-    d.oc_blocks = max_i64(d.oc_blocks, 1);
-    d.oc_block = ceil_div(panels, d.oc_blocks) * panel;
-    d.oc_blocks = ceil_div(channels, d.oc_block);
+/* Blocks of output channels, given how many: equal ones of whole panels. */
+INLINE void split_channels(const conv_problem *p, direct_plan *d, int64_t blocks) {
+    const int64_t channels = d->rest < p->oc ? p->oc - d->rest : p->oc; /* a few more are a block's last */
+    const int64_t panel = d->vectors * LANES, panels = ceil_div(channels, panel);
+    d->oc_block = ceil_div(panels, blocks) * panel;
+    d->oc_blocks = ceil_div(channels, d->oc_block);
+}
+
+/* Blocks of rows, so many at least, and columns: strip and totals may take half of L2; the other half is for weights
+ * and y. At least one row, in short pieces if need be. */
+static void split_rows_and_columns(const conv_problem *p, direct_plan *d, int64_t row, int64_t all_rows,
+                                   int64_t row_blocks) {
     const int64_t room = cpu_cache_sizes()->l2 / 2 / (int64_t)sizeof(real);
-    d.col_blocks = ceil_div(row, DIRECT_COLS);
-    d.row_blocks = 1;
+    const int64_t tile = d->rest ? pixels_vectors(d->rest) * LANES : 1;
+    d->col_blocks = ceil_div(row, DIRECT_COLS);
+    d->row_blocks = row_blocks;
     for (;;) {
-        const int64_t rows = ceil_div(all_rows, d.row_blocks), tile = d.rest ? pixels_vectors(d.rest) * LANES : 1;
-        int64_t cols = ceil_div(row, d.col_blocks);
+        const int64_t rows = ceil_div(all_rows, d->row_blocks);
+        int64_t cols = ceil_div(row, d->col_blocks);
         const int least = rows == 1 && cols <= 16; /* whatever whole tiles make of it */
         if (cols < row && cols > 2 * tile) cols = ceil_div(cols, tile) * tile;
-        d.strip = strip_layout_of(p, rows, cols);
-        if (direct_elements(&d, p->oc) <= room || least) break;
+        d->strip = strip_layout_of(p, rows, cols);
+        if (direct_elements(d, p->oc) <= room || least) break;
         if (rows > 1)
-            d.row_blocks = ceil_div(all_rows, rows > 4 ? rows * 3 / 4 : rows - 1);
+            d->row_blocks = ceil_div(all_rows, rows > 4 ? rows * 3 / 4 : rows - 1);
         else
-            d.col_blocks = ceil_div(row, max_i64(cols / 2, 16));
+            d->col_blocks = ceil_div(row, max_i64(cols / 2, 16));
     }
-    d.row_blocks = ceil_div(all_rows, d.strip.rows);
-    d.col_blocks = ceil_div(row, d.strip.cols);
+    d->row_blocks = ceil_div(all_rows, d->strip.rows);
+    d->col_blocks = ceil_div(row, d->strip.cols);
+}
+
+/* Whether the tasks of an image should be more, for threads to share: fewer than 4, or an odd few. */
+INLINE int tasks_are_few(const conv_problem *p, const direct_plan *d) {
+    const int64_t tasks = (d->flat ? 1 : p->out_d) * d->row_blocks * d->col_blocks * d->oc_blocks;
+    return tasks < 4 || (tasks < 8 && tasks % 2);
+}
+
+/* Blocks: as few as the caches allow, since each block of output channels fills the strip, 2 cycles an element, and
+ * each block of rows reads all weights, half a cycle (Zen 1). More where tasks are few, in the cheaper way (3 x 3,
+ * stride 2, 128 channels of 56 x 56 and 256 of 28 x 28, in rows not channels: 5 and 4 % less time). A filter of one tap
+ * may read x in place: two blocks of output channels. */
+static void choose_blocks(const conv_problem *p, direct_plan *d) {
+    const int64_t row = direct_row(p, d->flat), all_rows = d->flat ? 1 : p->out_h;
+    const int64_t most = max_i64((p->oc - d->rest) / (4 * d->vectors * LANES), 1);
+    split_channels(p, d, max_i64(ceil_div(p->oc, DIRECT_OC), d->flat ? min_i64(2, most) : 1));
+    split_rows_and_columns(p, d, row, all_rows, 1);
+    const double weights = (double)p->oc * (double)d->taps;
+    const int by_rows = weights < 4 * (double)p->in_h * (double)p->in_w;
+    while (!d->flat && tasks_are_few(p, d)) {
+        if (by_rows && d->strip.rows > 4)
+            split_rows_and_columns(p, d, row, all_rows, ceil_div(all_rows, d->strip.rows - 1));
+        else if (d->oc_blocks < most && d->oc_blocks < 4)
+            split_channels(p, d, d->oc_blocks + 1);
+        else
+            break;
+    }
+}
+
+static direct_plan direct_plan_of(const conv_problem *p) {
+    const int64_t taps = p->kernel_d * p->kernel_h * p->kernel_w;
+    direct_plan d = {.depth = p->ic * taps, .taps = taps, .flat = taps == 1};
+    choose_lanes(p, &d, min_i64(direct_row(p, d.flat), DIRECT_COLS));
+    d.blocks = ceil_div(p->ic, max_i64(DIRECT_KC / taps, 1)); /* of about the same depth: a short chain costs a pass */
+    d.channels = ceil_div(p->ic, d.blocks);
+    d.blocks = ceil_div(p->ic, d.channels);
+    choose_blocks(p, &d);
     return d;
 }
 

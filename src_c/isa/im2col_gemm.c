@@ -101,6 +101,7 @@ static void im2col_gemm_pack(const conv_problem *p, const void *w, void *packed,
 static void copy_columns(const conv_problem *p, const conv_io *io, const gemm_plan *g, int64_t x, int64_t count,
                          int64_t kc, real *columns) {
     for (int64_t k = 0; k < kc; k++, x += io->x_stride_c, columns += g->pitch) {
+        if (k + FETCHED < kc) fetch_run(p, io, x + FETCHED * io->x_stride_c, count);
         load_elements(p->x_type, io->x, x, 1, count, columns);
         for (int64_t i = count; i % NR; i++) columns[i] = 0;
     }
@@ -109,6 +110,7 @@ static void copy_columns(const conv_problem *p, const conv_io *io, const gemm_pl
 /* columns[k - k0][...] for the depths [k0, k0 + kc); what is beyond the last pixel is zero. */
 static void gather_columns(const conv_problem *p, const conv_io *io, const gemm_plan *g, int64_t group,
                            const pixel_run *runs, int64_t run_count, int64_t k0, int64_t kc, real *columns) {
+    const int ahead = g->plane == 1 && io->x_stride_w == 1;
     int64_t c = k0 / g->plane, tap = k0 % g->plane;
     int64_t kd = tap / (p->kernel_h * p->kernel_w), kh = tap / p->kernel_w % p->kernel_h, kw = tap % p->kernel_w;
     for (int64_t k = 0, channels; k < kc; k += channels, columns += channels * g->pitch) {
@@ -119,6 +121,9 @@ static void gather_columns(const conv_problem *p, const conv_io *io, const gemm_
             const pixel_run *run = &runs[r];
             const int64_t row = input_row(p, io, channel, run->od, run->oh, kd, kh);
             const row_window window = row_window_of(p, io, kw * p->dilation_w, run->ow, run->count);
+            if (ahead && k + FETCHED < kc && row != NO_ROW && window.begin < window.end)
+                fetch_run(p, io, row + FETCHED * io->x_stride_c + window.first + window.begin * p->stride_w,
+                          (window.end - window.begin - 1) * window.step + 1);
             gather_channels(p, io, channels, row, &window, columns + filled, g->pitch);
             filled += run->count;
         }

@@ -102,23 +102,26 @@ INLINE void strip_fill_slice(const conv_problem *p, const conv_io *io, const str
         }
 }
 
-/* Fills plane i of the strip with count channels from the one at x on, for the outputs from (od, oh, ow) on. */
-static inline void strip_fill_plane(const conv_problem *p, const conv_io *io, const strip_layout *s, int64_t x,
-                                    int64_t count, int64_t od, int64_t oh, int64_t ow, int64_t i, real *strip) {
-    const row_window window = row_window_of(p, io, s->shared_cols ? i : i * p->dilation_w, ow, s->plane);
-    const int64_t slice = s->row_slots * s->row_pitch;
-    strip += i * s->plane;
-    for (int64_t c = 0, channels; c < count; c += channels) {
-        channels = channels_at_once(io, count - c);
-        for (int64_t kd = 0; kd < p->kernel_d; kd++)
-            strip_fill_slice(p, io, s, channels, x + c * io->x_stride_c, od, oh, kd, &window,
-                             strip + c * s->channel_pitch + kd * slice);
-    }
-}
-
+/* Fills the strip with count channels from the one at x on, for the outputs from (od, oh, ow) on: planes that read the
+ * same lines one after the other, a channel at a time. */
 static inline void strip_fill(const conv_problem *p, const conv_io *io, const strip_layout *s, int64_t x, int64_t count,
                               int64_t od, int64_t oh, int64_t ow, real *strip) {
-    for (int64_t i = 0; i < s->planes; i++) strip_fill_plane(p, io, s, x, count, od, oh, ow, i, strip);
+    enum { PLANES = 8 };
+    row_window windows[PLANES];
+    const int64_t slice = s->row_slots * s->row_pitch;
+    for (int64_t first = 0; first < s->planes; first += PLANES) {
+        const int64_t planes = min_i64(s->planes - first, PLANES);
+        for (int64_t i = 0; i < planes; i++)
+            windows[i] = row_window_of(p, io, (first + i) * (s->shared_cols ? 1 : p->dilation_w), ow, s->plane);
+        for (int64_t c = 0, channels; c < count; c += channels) {
+            channels = channels_at_once(io, count - c);
+            real *const slot = strip + c * s->channel_pitch + first * s->plane;
+            for (int64_t kd = 0; kd < p->kernel_d; kd++)
+                for (int64_t i = 0; i < planes; i++)
+                    strip_fill_slice(p, io, s, channels, x + c * io->x_stride_c, od, oh, kd, &windows[i],
+                                     slot + kd * slice + i * s->plane);
+        }
+    }
 }
 
 #endif
