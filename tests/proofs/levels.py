@@ -93,7 +93,7 @@ def arm64(job):
     shutil.copytree(ROOT / "pyconv", package, ignore=shutil.ignore_patterns("__pycache__", "*.so"))
     (core,) = build.glob("pyconv/_core*.so")
     shutil.copy(core, package / "_core.cpython-311-aarch64-linux-gnu.so")
-    python = (root / "usr/bin/python3.11", *PYTEST, *PART)
+    python = (root / "usr/bin/python3.11", "-P", *PYTEST, *PART)  # -P: not the pyconv of the folder that it runs in
     path = {"PYTHONPATH": str(package.parent), "PYTHONHOME": str(root / "usr"), "PYTHONDONTWRITEBYTECODE": "1"}
     for cpu in CPUS["qemu-aarch64"]:
         # The folder of the C library is the emulator's own -L; what Python loads itself is found through this one.
