@@ -20,7 +20,7 @@ SANITIZE = ("-fsanitize=address,undefined", "-fno-sanitize-recover=all", "-g1", 
 FOUND = {"stack": "stack-buffer-overflow", "heap": "heap-buffer-overflow", "overflow": "signed integer overflow"}
 # In a copy of src_c/run.c: text, what stands in its place, and what is found.
 PLANTED = (
-    ("aligned_alloc(large ? LARGE_PAGE : CONV_ALIGN, rounded);", "aligned_alloc(CONV_ALIGN, 2 * CONV_ALIGN);",
+    ("aligned_alloc(align, (rounded + align - 1) / align * align);", "aligned_alloc(CONV_ALIGN, 2 * CONV_ALIGN);",
      "heap-buffer-overflow"),
     ("    fp_write(before);\n", "    fp_write(before);\n    volatile int bits = 40;\n    bits = 1 << bits;\n",
      "shift exponent"),
