@@ -23,8 +23,10 @@ PACKAGE = Path(pyconv.__file__).parent
 REFERENCE_RUN = os.environ.get("PYCONV_TEST_REFERENCE", "0") not in ("", "0")
 
 for profile, examples in {"pyconv": 100, "quick": 10, "thorough": 2000}.items():
-    # No deadline: a busy machine is not a wrong result. The same examples in every run but the thorough one.
+    # No deadline, and no draw is too slow: a busy or emulated machine is not a wrong result.
+    # The same examples in every run but the thorough one.
     options = {"deadline": None, "derandomize": profile != "thorough", "print_blob": True}
+    options["suppress_health_check"] = [hypothesis.HealthCheck.too_slow]
     hypothesis.settings.register_profile(profile, max_examples=examples, **options)
 hypothesis.settings.load_profile("pyconv")
 

@@ -36,7 +36,11 @@ static void forget(void *block) {
 
 void *malloc(size_t bytes) { return fails(bytes) ? NULL : counted(__libc_malloc(bytes)); }
 void *calloc(size_t n, size_t bytes) { return fails(n * bytes) ? NULL : counted(__libc_calloc(n, bytes)); }
-void *aligned_alloc(size_t align, size_t bytes) { return fails(bytes) ? NULL : counted(__libc_memalign(align, bytes)); }
+
+/* As strict as C11 allows: a size that the alignment does not divide is refused. */
+void *aligned_alloc(size_t align, size_t bytes) {
+    return bytes % align || fails(bytes) ? NULL : counted(__libc_memalign(align, bytes));
+}
 
 void *realloc(void *block, size_t bytes) {
     if (fails(bytes)) return NULL;

@@ -26,6 +26,7 @@ SOURCE = Path(__file__).with_name("failing_malloc.c")
 LEAST = 65536
 RNG = np.random.default_rng(0)
 X, W, B = (RNG.integers(-3, 4, shape).astype(np.float32) for shape in ((1, 32, 30, 30), (64, 32, 3, 3), (64,)))
+WIDE_X, WIDE_W = np.ones((1, 256, 3, 3), np.float32), np.ones((300, 256, 3, 3), np.float32)
 
 
 def calls(folder):
@@ -44,6 +45,7 @@ def calls(folder):
         "conv2d, float16": lambda: F.conv2d(X.astype("f2"), W.astype("f2")),
         "conv2d, integers": lambda: F.conv2d(X.astype("i4"), W.astype("i4")),
         "conv2d, complex": lambda: F.conv2d(X.astype("c8"), W.astype("c8")),
+        "conv2d, more than 2 MiB of weights": lambda: F.conv2d(WIDE_X, WIDE_W.copy()),
         "conv2d, per sample": lambda: F.conv2d(X, W[None]),
         "depthwise": lambda: F.conv2d(X, W[:32, :1], groups=32),
         "packed": lambda: F.conv2d(X, packed),
@@ -120,7 +122,7 @@ def test_each_allocation_fails_once(tmp_path):
     )  # fmt: skip
     assert done.returncode == 0, done.stdout + done.stderr
     counts = {line.rpartition(": ")[0]: int(line.rpartition(": ")[2]) for line in done.stdout.splitlines()}
-    assert len(counts) == 44
+    assert len(counts) == 46
     assert min(counts.values()) >= 1, counts  # of each call some allocation did fail
 
 

@@ -62,6 +62,13 @@ class Job:
             self.skip("clang not installed")
         return found
 
+    def available(self):
+        """The instruction sets of this CPU, asked in a process of their own: this one may have no pyconv."""
+        code = "from pyconv import config; print(*config.isas_available())"
+        return subprocess.run(
+            [sys.executable, "-W", "ignore", "-c", code], cwd=ROOT, check=True, capture_output=True, text=True
+        ).stdout.split()
+
     def run(self, *command, finds=None, cwd=None, **variables):
         """Run a command and return its output, both printed. It must end well, or where `finds` is a text, end badly
         and say that: so a planted bug is found.
