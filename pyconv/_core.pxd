@@ -56,6 +56,7 @@ cdef extern from "conv.h" nogil:
         double (*fma_burn)(int64_t rounds) noexcept nogil
 
     size_t CONV_ALIGN
+    int64_t CONV_SERIAL_BELOW_MACS
     const conv_table *conv_table_at(size_t index, const char *dtype)
     const char *conv_isa_compiled(size_t index)
     void conv_run_task(const conv_algo *, const conv_problem *, const conv_io *, size_t task, void *scratch)

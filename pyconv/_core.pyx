@@ -32,10 +32,6 @@ ctypedef fused real:
     float
     double
 
-# Entering and leaving a parallel region costs 2 to 5 us on the machines measured (2-core Zen 3, libgomp), about what
-# 2**18 multiply-adds take on one core: below twice that a second thread cannot win.
-cdef int64_t SERIAL_BELOW_MACS = 1 << 19
-
 cdef int thread_limit = 1
 OPENMP = bool(compiled_with_openmp)
 conv_watch_forks()
@@ -145,7 +141,7 @@ cdef const void *pointer(array):
 
 
 cdef int usable_threads(int64_t macs, size_t tasks) noexcept nogil:
-    if not compiled_with_openmp or macs < SERIAL_BELOW_MACS or tasks < 2 or conv_in_forked_child():
+    if not compiled_with_openmp or macs < CONV_SERIAL_BELOW_MACS or tasks < 2 or conv_in_forked_child():
         return 1
     return conv_startable_threads(thread_limit if <size_t>thread_limit < tasks else <int>tasks)
 
@@ -207,7 +203,7 @@ cdef class NativePlan:
         self.algorithm = self.algo.name.decode()
         self.tasks = self.algo.tasks(&self.problem)
         self.scratch_bytes = (self.algo.scratch_bytes(&self.problem) + CONV_ALIGN - 1) // CONV_ALIGN * CONV_ALIGN
-        self.macs = min(prod(problem[name] for name in MAC_FACTORS), SERIAL_BELOW_MACS)
+        self.macs = min(prod(problem[name] for name in MAC_FACTORS), CONV_SERIAL_BELOW_MACS)
 
     def parts(self):
         """The plans that compute something, and how often: this one."""

@@ -103,6 +103,10 @@ const conv_table *conv_table_at(size_t index, const char *dtype);
 /* The names of all rows that were compiled, best first; NULL after the last. */
 const char *conv_isa_compiled(size_t index);
 
+/* Entering and leaving a parallel region costs 2 to 5 us on the machines measured (2-core Zen 3, libgomp), about what
+ * 2**18 multiply-adds take on one core: below twice that a second thread cannot win, nor is a plan cut up for it. */
+#define CONV_SERIAL_BELOW_MACS ((int64_t)1 << 19)
+
 /* run.c: what surrounds every task. */
 #define CONV_ALIGN 64 /* a cache line, and the widest vector */
 

@@ -150,8 +150,8 @@ static void *wait_at_gate(void *argument) {
 }
 
 /* A joined thread counts against the limit until the kernel has taken it out of its tables, a moment later: libgomp's
- * own would be refused in its place (seen on a 2-core machine, once in some hundred times). 0.2 s at most: its number
- * may be another thread's by then. */
+ * own would be refused in its place (seen once on a busy machine; always where a tracer takes note of its end late).
+ * 0.2 s at most: its number may be another thread's by then. */
 static void wait_until_gone(const probe *joined) {
 #if defined(__linux__)
     const struct timespec moment = {0, 50000};

@@ -7,6 +7,7 @@ PYCONV_TEST_REFERENCE=1 declares that a run tests the NumPy reference path, in a
 from __future__ import annotations
 
 import os
+import shutil
 import warnings
 from pathlib import Path
 
@@ -45,6 +46,15 @@ def pytest_configure():
         )
     if config.core is not None and REFERENCE_RUN:
         raise pytest.UsageError(f"PYCONV_TEST_REFERENCE=1, but there is a compiled core: {config.core.__file__}")
+
+
+@pytest.fixture(scope="session")
+def c_compiler():
+    """The C compiler, for tests that build a program or a library of their own."""
+    found = shutil.which("gcc") or shutil.which("cc")
+    if found is None:
+        pytest.skip("no C compiler")
+    return found
 
 
 @pytest.fixture(autouse=True)

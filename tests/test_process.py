@@ -1,7 +1,6 @@
 """pyconv and the process it lives in: limits on threads and CPUs, Ctrl-C, subinterpreters."""
 
 import os
-import shutil
 import signal
 import subprocess
 import sys
@@ -35,13 +34,10 @@ def in_a_new_process(code, first=()):
 
 
 @pytest.fixture(scope="module")
-def late_reaper(tmp_path_factory):
-    compiler = shutil.which("cc") or shutil.which("gcc")
-    if compiler is None:
-        pytest.skip("no C compiler")
+def late_reaper(tmp_path_factory, c_compiler):
     program = tmp_path_factory.mktemp("late_reaper") / "late_reaper"
     source = Path(__file__).with_name("late_reaper.c")
-    subprocess.run([compiler, "-O1", "-Wall", "-Wextra", "-Werror", str(source), "-o", str(program)], check=True)
+    subprocess.run([c_compiler, "-O1", "-Wall", "-Wextra", "-Werror", str(source), "-o", str(program)], check=True)
     if subprocess.run([program, "true"], check=False).returncode == 77:
         pytest.skip("no program may be traced here")
     return [str(program)]

@@ -25,7 +25,7 @@ enum { INPLACE_EDGES = 2 * (INPLACE_REACH / LANES + 1) };
 typedef struct inplace_image {
     const conv_problem *p;
     const conv_io *io;
-    int64_t parts, width;       /* vectors of columns that are computed together; their columns: a step */
+    int64_t width;              /* columns that are computed together: a step */
     int64_t steps, left, right; /* of a row; those at its ends that read beyond them */
     int64_t before, after;      /* columns that are read beyond a row's ends */
     int masked[INPLACE_EDGES];  /* bits of the taps that need their masks, of those steps */
@@ -128,14 +128,13 @@ static void inplace_input_rows(const inplace_image *t, int64_t x, int64_t h, int
 }
 
 /* The first column of step i: the last one ends with the row. */
-INLINE int64_t inplace_column(const inplace_image *t, int64_t i) {
-    return max_i64(min_i64(i * t->width, t->p->out_w - t->width), 0);
+INLINE int64_t inplace_column(int64_t i, int64_t width, int64_t out_w) {
+    return max_i64(min_i64(i * width, out_w - width), 0);
 }
 
 static inplace_image inplace_begin(const conv_problem *p, const conv_io *io, real *scratch) {
-    inplace_image t = {.p = p, .io = io, .parts = inplace_parts(p), .before = p->pad_w};
+    inplace_image t = {.p = p, .io = io, .width = inplace_parts(p) * LANES, .before = p->pad_w};
     const int64_t pitch = inplace_pitch(p);
-    t.width = t.parts * LANES;
     t.steps = ceil_div(p->out_w, t.width);
     t.bytes = element_bytes(p->x_type);
     t.zeros = (char *)scratch;
@@ -148,7 +147,7 @@ static inplace_image inplace_begin(const conv_problem *p, const conv_io *io, rea
     if (p->groups > 1) t.end += (p->groups - 1) * io->x_stride_c;
     if (p->n > 1) t.end += (p->n - 1) * io->x_stride_n;
     for (int64_t i = 0; i < t.steps; i++) {
-        const int64_t ow = inplace_column(&t, i), x = ow * p->stride_w - p->pad_w;
+        const int64_t ow = inplace_column(i, t.width, p->out_w), x = ow * p->stride_w - p->pad_w;
         const int left = x < 0, right = !left && x + (t.width - 1) * p->stride_w + inplace_span(p) >= p->in_w;
         const int64_t edge = t.left + t.right;
         if (left || right) t.masked[edge] = inplace_mask(p, ow, t.masks + edge * p->kernel_w * LANES);
@@ -164,7 +163,7 @@ INLINE void inplace_columns(const inplace_image *t, void (*run)(const stream_job
     const int64_t inner = t->steps - t->right;
     char *const y = j->y;
     for (int64_t i = 0; i < t->steps; i++) {
-        const int64_t ow = inplace_column(t, i);
+        const int64_t ow = inplace_column(i, t->width, p->out_w);
         j->at = ow * p->stride_w - p->pad_w;
         j->ahead = i + 1 < t->steps ? t->width * p->stride_w : next - j->at;
         j->y = y + ow * t->bytes;
@@ -185,7 +184,7 @@ static void inplace_stream_run(const inplace_image *t, int64_t x, int64_t y, int
     const conv_io *io = t->io;
     const int type = p->x_type == CONV_NATIVE ? 0 : p->x_type == CONV_F16 ? 1 : 2;
     void (*run)(const stream_job *) = of_type[type][p->stride_h - 1][p->stride_w - 1];
-    if (t->parts == 2) run = p->stride_h == 1 ? stream_pairs_1 : stream_pairs_2;
+    if (inplace_parts(p) == 2) run = p->stride_h == 1 ? stream_pairs_1 : stream_pairs_2;
     const char *rows[2 * STREAM_ROWS + 2];
     const int64_t block = stream_block(p->out_h), blocks = ceil_div(p->out_h, block), all = p->groups * blocks;
     stream_job j = {.rows = rows, .y_row = io->y_stride_h, .columns = min_i64(p->out_w, t->width)};
@@ -229,7 +228,7 @@ INLINE void line_sum(const int taps, const int32_t type, const int parts, const 
 INLINE void line_row(const int taps, const int32_t type, const int parts, const inplace_image *t, const line_job *j) {
     const conv_problem *p = t->p;
     const int64_t dilation = p->dilation_w, pad = p->pad_w, steps = t->steps, left = t->left, inner = steps - t->right;
-    const int64_t width = parts * LANES, end = max_i64(p->out_w - width, 0), columns = min_i64(p->out_w, width);
+    const int64_t width = parts * LANES, out_w = p->out_w;
     const vec bias = j->bias ? vec_splat(*j->bias) : vec_zero();
     const int clamped = p->activation == CONV_CLAMP;
     const real low = clamp_limit(p->activation_a), high = clamp_limit(p->activation_b), *masks = t->masks;
@@ -239,7 +238,7 @@ INLINE void line_row(const int taps, const int32_t type, const int parts, const 
     UNROLL
     for (int k = 0; k < taps; k++) w[k] = vec_splat(j->weights[k]);
     for (int64_t i = 0; i < steps; i++) {
-        const int64_t ow = min_i64(i * width, end);
+        const int64_t ow = inplace_column(i, width, out_w);
         if (i >= left && i < inner) {
             line_sum(taps, type, parts, x, ow - pad, dilation, w, NULL, sum);
         } else {
@@ -252,7 +251,7 @@ INLINE void line_row(const int taps, const int32_t type, const int parts, const 
             if (clamped) sum[part] = vec_clamp(sum[part], low, high);
         }
         if (parts == 2)
-            stream_store_pairs(type, y + ow * element_bytes(type), columns, sum);
+            stream_store_pairs(y + ow * element_bytes(type), min_i64(out_w, width), sum);
         else
             store_vector(type, y, ow, sum[0]);
     }
@@ -263,7 +262,7 @@ INLINE void line_of_type(const int taps, const inplace_image *t, const line_job 
         line_row(taps, CONV_NATIVE, 1, t, j);
     else if (HAS_HALVES && t->p->x_type == CONV_F16)
         line_row(taps, CONV_F16, 1, t, j);
-    else if (HAS_HALVES && t->parts == 2)
+    else if (HAS_HALVES && inplace_parts(t->p) == 2)
         line_row(taps, CONV_BF16, 2, t, j);
     else if (HAS_HALVES)
         line_row(taps, CONV_BF16, 1, t, j);

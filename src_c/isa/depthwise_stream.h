@@ -110,16 +110,16 @@ INLINE void stream_add(const int parts, vec sum[2], const vec *start, const vec 
 }
 
 /* columns of two vectors: as two overlapping halves where they are fewer. */
-INLINE void stream_store_pairs(const int32_t type, char *y, int64_t columns, const vec sum[2]) {
+INLINE void stream_store_pairs(char *y, int64_t columns, const vec sum[2]) {
     char all[sizeof(vec)] __attribute__((aligned(sizeof(vec))));
     if (columns == 2 * LANES) {
-        vec_narrow_pairs(type, y, sum[0], sum[1]);
+        vec_narrow_pairs(y, sum[0], sum[1]);
         return;
     }
-    const int64_t half = (int64_t)sizeof(vec) / 2, last = (columns - LANES) * element_bytes(type);
-    vec_narrow_pairs(type, all, sum[0], sum[1]);
-    memcpy(y, all, (size_t)half);
-    memcpy(y + last, all + last, (size_t)half);
+    const size_t half = sizeof all / 2, last = (size_t)(columns - LANES) * 2;
+    vec_narrow_pairs(all, sum[0], sum[1]);
+    memcpy(y, all, half);
+    memcpy(y + last, all + last, half);
 }
 
 INLINE void stream_store(const int step, const int32_t type, const int parts, const int clamped, const stream_job *j,
@@ -130,7 +130,7 @@ INLINE void stream_store(const int step, const int32_t type, const int parts, co
         if (clamped) sum[part] = vec_clamp(sum[part], j->low, j->high);
     }
     if (parts == 2)
-        stream_store_pairs(type, j->y + r * j->y_row * element_bytes(type), j->columns, sum);
+        stream_store_pairs(j->y + r * j->y_row * element_bytes(type), j->columns, sum);
     else
         store_vector(type, j->y, r * j->y_row, step == 2 && type == CONV_NATIVE ? stream_ordered(sum[0]) : sum[0]);
 }

@@ -89,12 +89,17 @@ static void choose_lanes(const conv_problem *p, direct_plan *d, int64_t row) {
     if (d->rest == p->oc) d->vectors = max_i64(2, PIXELS_R / LANES);
 }
 
+/* Panels that blocks of output channels are made of. Fewer channels than one with pixels in lanes are a block's last.
+ */
+INLINE int64_t block_panels(const conv_problem *p, const direct_plan *d) {
+    return ceil_div(d->rest < p->oc ? p->oc - d->rest : p->oc, d->vectors * LANES);
+}
+
 /* Blocks of output channels, given how many: equal ones of whole panels. */
 INLINE void split_channels(const conv_problem *p, direct_plan *d, int64_t blocks) {
-    const int64_t channels = d->rest < p->oc ? p->oc - d->rest : p->oc; /* a few more are a block's last */
-    const int64_t panel = d->vectors * LANES, panels = ceil_div(channels, panel);
-    d->oc_block = ceil_div(panels, blocks) * panel;
-    d->oc_blocks = ceil_div(channels, d->oc_block);
+    const int64_t panels = block_panels(p, d), most = ceil_div(panels, blocks);
+    d->oc_block = most * d->vectors * LANES;
+    d->oc_blocks = ceil_div(panels, most);
 }
 
 /* Blocks of rows, so many at least, and columns: strip and totals may take half of L2; the other half is for weights
@@ -121,10 +126,12 @@ static void split_rows_and_columns(const conv_problem *p, direct_plan *d, int64_
     d->col_blocks = ceil_div(row, d->strip.cols);
 }
 
-/* Whether the tasks of an image should be more, for threads to share: fewer than 4, or an odd few. */
+/* Whether the tasks of an image should be more, for threads to share: fewer than 4, or an odd few, of enough work. */
 INLINE int tasks_are_few(const conv_problem *p, const direct_plan *d) {
-    const int64_t tasks = (d->flat ? 1 : p->out_d) * d->row_blocks * d->col_blocks * d->oc_blocks;
-    return tasks < 4 || (tasks < 8 && tasks % 2);
+    const int64_t tasks = p->groups * (d->flat ? 1 : p->out_d) * d->row_blocks * d->col_blocks * d->oc_blocks;
+    const double pixels = (double)p->out_d * (double)p->out_h * (double)p->out_w;
+    const double macs = (double)p->groups * (double)p->oc * (double)d->depth * pixels;
+    return macs >= (double)CONV_SERIAL_BELOW_MACS && (tasks < 4 || (tasks < 8 && tasks % 2));
 }
 
 /* Blocks: as few as the caches allow, since each block of output channels fills the strip, 2 cycles an element, and
@@ -133,16 +140,16 @@ INLINE int tasks_are_few(const conv_problem *p, const direct_plan *d) {
  * may read x in place: two blocks of output channels. */
 static void choose_blocks(const conv_problem *p, direct_plan *d) {
     const int64_t row = direct_row(p, d->flat), all_rows = d->flat ? 1 : p->out_h;
-    const int64_t most = max_i64((p->oc - d->rest) / (4 * d->vectors * LANES), 1);
-    split_channels(p, d, max_i64(ceil_div(p->oc, DIRECT_OC), d->flat ? min_i64(2, most) : 1));
+    const int64_t panels = block_panels(p, d), least = d->flat ? min_i64(2, panels / 4) : 1;
+    split_channels(p, d, max_i64(ceil_div(panels * d->vectors * LANES, DIRECT_OC), least));
     split_rows_and_columns(p, d, row, all_rows, 1);
     const double weights = (double)p->oc * (double)d->taps;
     const int by_rows = weights < 4 * (double)p->in_h * (double)p->in_w;
     while (!d->flat && tasks_are_few(p, d)) {
         if (by_rows && d->strip.rows > 4)
             split_rows_and_columns(p, d, row, all_rows, ceil_div(all_rows, d->strip.rows - 1));
-        else if (d->oc_blocks < most && d->oc_blocks < 4)
-            split_channels(p, d, d->oc_blocks + 1);
+        else if (2 * d->oc_blocks <= panels / 4) /* so that there are more, of about 4 panels at least */
+            split_channels(p, d, 2 * d->oc_blocks);
         else
             break;
     }

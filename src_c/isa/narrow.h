@@ -1,6 +1,6 @@
 /* A vector of elements as they are stored, LANES neighbours (conv.h, CONV_F16 ...), to and from the vector of sums.
  * vec_widen_evens, _odds: every second of 2 * LANES elements of two bytes, the lower or the upper ones of pairs;
- * vec_narrow_pairs: the way back.
+ * vec_narrow_pairs: the way back for CONV_BF16.
  *
  * Widening is exact. Narrowing rounds once, to nearest even, overflowing to infinity; integers keep their low bits.
  * Both are integer operations, or the instructions for them, so that neither flushing subnormals nor the instruction
@@ -20,7 +20,7 @@ INLINE vec vec_widen(int32_t type, const void *x) { return (void)type, vec_load(
 INLINE vec vec_widen_evens(int32_t type, vec pairs) { return (void)type, pairs; }
 INLINE vec vec_widen_odds(int32_t type, vec pairs) { return (void)type, pairs; }
 INLINE void vec_narrow(int32_t type, void *y, vec v) { (void)type, vec_store((real *)y, v); }
-INLINE void vec_narrow_pairs(int32_t type, void *y, vec even, vec odd) { (void)type, vec_store((real *)y, even + odd); }
+INLINE void vec_narrow_pairs(void *y, vec even, vec odd) { (void)y, (void)even, (void)odd; }
 
 #elif REAL_IS_INTEGER
 
@@ -53,10 +53,7 @@ INLINE void vec_narrow(int32_t type, void *y, vec v) {
         *(vec_u16 *)y = __builtin_convertvector(v, vec_u16);
 }
 
-INLINE void vec_narrow_pairs(int32_t type, void *y, vec even, vec odd) {
-    (void)type;
-    vec_store((real *)y, (even & 0xffff) | odd << 16);
-}
+INLINE void vec_narrow_pairs(void *y, vec even, vec odd) { (void)y, (void)even, (void)odd; }
 
 #else
 
@@ -139,14 +136,9 @@ INLINE void vec_narrow(int32_t type, void *y, vec v) {
 
 /* The NaNs must be those of sums of such elements: quiet, and 0 in the bits that are cut off, so that rounding leaves
  * the others as they are. */
-INLINE void vec_narrow_pairs(int32_t type, void *y, vec even, vec odd) {
-    if (type == CONV_BF16) {
-        const vec_unsigned low = (vec_unsigned)rounded_bf16(even) >> 16, high = (vec_unsigned)rounded_bf16(odd);
-        vec_store((real *)y, (vec)(low | (high & 0xffff0000)));
-    } else {
-        const vec_unsigned low = __builtin_convertvector(narrow_f16(even), vec_unsigned);
-        vec_store((real *)y, (vec)(low | __builtin_convertvector(narrow_f16(odd), vec_unsigned) << 16));
-    }
+INLINE void vec_narrow_pairs(void *y, vec even, vec odd) {
+    const vec_unsigned low = (vec_unsigned)rounded_bf16(even) >> 16, high = (vec_unsigned)rounded_bf16(odd);
+    vec_store((real *)y, (vec)(low | (high & 0xffff0000)));
 }
 
 #endif

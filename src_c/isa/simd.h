@@ -133,17 +133,9 @@ INLINE vec vec_lower(const int s, vec a, vec b) {
     return s == 1 ? vec_lower_1(a, b) : s == 2 ? vec_lower_2(a, b) : s == 4 ? vec_lower_4(a, b) : vec_lower_8(a, b);
 }
 
-/* Every second element from p on. The second load begins one early, to end with the last element that is asked for.
- * Vectors of 32 bytes first shuffle within their halves: across them it takes three cycles. */
-#if LANES == 8 && VECTOR_BYTES == 32
-INLINE vec vec_load_evens(const real *p) {
-    const vec v = __builtin_shufflevector(vec_load(p), vec_load(p + 7), 0, 2, 9, 11, 4, 6, 13, 15);
-    return __builtin_shufflevector(v, v, 0, 1, 4, 5, 2, 3, 6, 7);
-}
-#else
+/* Every second element from p on. The second load begins one early, to end with the last element that is asked for. */
 #define VEC_EVENS(j, s) ((j) < LANES / 2 ? 2 * (j) : 2 * (j) + 1 + (s))
 INLINE vec vec_load_evens(const real *p) { return VEC_BLEND(vec_load(p), vec_load(p + LANES - 1), VEC_EVENS, 0); }
-#endif
 
 INLINE void vec_transpose(vec rows[LANES]) {
     UNROLL
