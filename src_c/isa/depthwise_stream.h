@@ -206,14 +206,15 @@ static void stream_2_0(const stream_job *j) { stream_of_type(2, 0, CONV_NATIVE, 
 static void stream_pairs_1(const stream_job *j) { stream_of_type(1, 1, CONV_BF16, 2, j); }
 static void stream_pairs_2(const stream_job *j) { stream_of_type(2, 1, CONV_BF16, 2, j); }
 
-/* Equal blocks of so many rows. */
-INLINE int64_t stream_block(int64_t count) { return ceil_div(count, max_i64(ceil_div(count, STREAM_ROWS), 1)); }
+/* Equal blocks of rows of outputs, of at most so many. */
+INLINE int64_t stream_block(int64_t count, int64_t most) { return ceil_div(count, max_i64(ceil_div(count, most), 1)); }
 
 /* A job of tiles on the strip: all their rows are consecutive. down: stride of rows. */
 static void stream_tiles(int64_t down, const dw_tile_job *job) {
     const char *rows[2 * STREAM_ROWS + 2];
     stream_job j = {.rows = rows, .y_row = job->out_row, .clamped = job->clamped, .low = job->low, .high = job->high};
-    const int64_t count = job->rows * job->tiles, block = stream_block(count), odd = job->offsets[3] - job->offsets[0];
+    const int64_t count = job->rows * job->tiles, block = stream_block(count, STREAM_ROWS),
+                  odd = job->offsets[3] - job->offsets[0];
     for (int k = 0; k < 3; k++) j.offsets[k] = job->offsets[k];
     for (int64_t group = 0; group < job->groups; group++) {
         const real *strip = job->strip + group * job->group_strip;
