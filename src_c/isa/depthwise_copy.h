@@ -36,6 +36,12 @@ INLINE void dw_copy_run(real *restrict dst, const real_unaligned *restrict src, 
 #endif
 #define DW_PAIR(j, s) ((j) / DW_SPAN * DW_SPAN + (j) * 2 % DW_SPAN + ((j) % DW_SPAN * 2 < DW_SPAN ? 0 : LANES) + (s))
 
+/* Of a and b side by side; with 32 bytes of the halves a0, b0, a1, b1. */
+INLINE void dw_pairs_of(vec a, vec b, vec *even, vec *odd) {
+    *even = VEC_BLEND(a, b, DW_PAIR, 0);
+    *odd = VEC_BLEND(a, b, DW_PAIR, 1);
+}
+
 INLINE void dw_load_pairs(const real *src, vec *even, vec *odd) {
 #if VECTOR_BYTES == 32
     typedef real vec_half __attribute__((vector_size(VECTOR_BYTES / 2), aligned(1), may_alias));
@@ -46,15 +52,21 @@ INLINE void dw_load_pairs(const real *src, vec *even, vec *odd) {
 #else
     const vec a = __builtin_shufflevector(q[0], q[2], 0, 1, 2, 3), b = __builtin_shufflevector(q[1], q[3], 0, 1, 2, 3);
 #endif
+    dw_pairs_of(a, b, even, odd);
 #else
-    const vec a = vec_load(src), b = vec_load(src + LANES);
+    dw_pairs_of(vec_load(src), vec_load(src + LANES), even, odd);
 #endif
-    *even = VEC_BLEND(a, b, DW_PAIR, 0);
-    *odd = VEC_BLEND(a, b, DW_PAIR, 1);
 }
 #else
+INLINE void dw_pairs_of(vec a, vec b, vec *even, vec *odd) {
+    for (int i = 0; i < LANES; i++) {
+        (*even)[i] = i < LANES / 2 ? a[2 * i] : b[2 * i - LANES];
+        (*odd)[i] = i < LANES / 2 ? a[2 * i + 1] : b[2 * i + 1 - LANES];
+    }
+}
+
 INLINE void dw_load_pairs(const real *src, vec *even, vec *odd) {
-    for (int i = 0; i < LANES; i++) (*even)[i] = src[2 * i], (*odd)[i] = src[2 * i + 1];
+    dw_pairs_of(vec_load(src), vec_load(src + LANES), even, odd);
 }
 #endif
 

@@ -17,8 +17,8 @@
 #include "depthwise_rows.h"
 
 /* INPLACE_REACH: the most columns that are read beyond either end of a row; INPLACE_EDGES: and vectors that do.
- * INPLACE_WIDTH: three rows of x take 48 KiB, as floats. */
-enum { INPLACE_REACH = 16, INPLACE_WIDTH = 4096, INPLACE_TAPS = 8 };
+ * INPLACE_WIDTH: three rows of x take 48 KiB, as floats. INPLACE_LAST: the rows at the end of x that are copied. */
+enum { INPLACE_REACH = 16, INPLACE_WIDTH = 4096, INPLACE_TAPS = 8, INPLACE_LAST = 3 };
 enum { INPLACE_EDGES = 2 * (INPLACE_REACH / LANES + 1) };
 
 /* Images that are read where they lie. */
@@ -33,6 +33,7 @@ typedef struct inplace_image {
     int64_t bytes;              /* of an element */
     real *masks;
     char *zeros, *first, *last; /* the rows begin INPLACE_REACH elements after these */
+    int64_t pitch;              /* of the last rows' copies, in bytes */
 } inplace_image;
 
 INLINE int64_t inplace_pitch(const conv_problem *p) {
@@ -44,15 +45,27 @@ INLINE int64_t inplace_span(const conv_problem *p) { return (p->kernel_w - 1) * 
 
 /* Vectors of a step. Two of the format that is the upper half of a float: read and written as pairs, at half of the
  * instructions (Zen 1, AVX2: 3 x 3 taps of 56 columns took 1.72 of float32's time and take 1.27, of 14, which a step
- * exceeds, 1.54 and 1.15, rows of 4 taps 1.59 and 0.95). */
+ * exceeds, 1.54 and 1.15, rows of 4 taps 1.59 and 0.95). Two native ones of 3 x 3 taps where those share loads. */
 INLINE int64_t inplace_parts(const conv_problem *p) {
-    return p->x_type == CONV_BF16 && p->stride_w == 1 && p->out_w > LANES ? 2 : 1;
+    if (p->x_type == CONV_BF16) return p->stride_w == 1 && p->out_w > LANES ? 2 : 1;
+    if (!STREAM_SHUFFLES || p->x_type != CONV_NATIVE || p->kernel_h != 3) return 1;
+    const int64_t right = (p->out_w - 1) * p->stride_w - p->pad_w + inplace_span(p) - (p->in_w - 1);
+    if (p->out_w <= LANES || max_i64(p->pad_w, right) > LANES) return 1;
+    return p->stride_w == 1 || p->in_w + p->pad_w >= 3 * LANES ? 2 : 1; /* the third of four vectors has no mask */
 }
+
+/* Rows of outputs that are no whole vector, for which a masked store pays. */
+INLINE int inplace_is_narrow(const conv_problem *p) {
+    return STREAM_SHUFFLES && p->x_type == CONV_NATIVE && p->kernel_h == 3 && p->out_w < LANES;
+}
+
+/* Where every second element is read, and half a vector is enough. */
+INLINE int inplace_is_half(const conv_problem *p) { return p->stride_w == 2 && 2 * p->out_w <= LANES; }
 
 /* What a row of steps reads beyond the end of an input row. */
 INLINE int64_t inplace_after(const conv_problem *p) {
-    const int64_t columns = max_i64(p->out_w, inplace_parts(p) * LANES);
-    return max_i64((columns - 1) * p->stride_w - p->pad_w + inplace_span(p) - (p->in_w - 1), 0);
+    const int64_t least = inplace_is_half(p) ? LANES / 2 : inplace_parts(p) * LANES;
+    return max_i64((max_i64(p->out_w, least) - 1) * p->stride_w - p->pad_w + inplace_span(p) - (p->in_w - 1), 0);
 }
 
 /* One row of taps, in the order of the filter. */
@@ -65,14 +78,15 @@ static int inplace_shape(const conv_problem *p, const dw_plan *s) {
     const int square = s->stream && p->stride_w <= 2 && p->dilation_w == 1;
     if (!square && !inplace_is_line(p, s)) return 0;
     if (p->pad_mode != CONV_PAD_ZEROS || p->kernel_d != 1 || p->in_d != 1 || p->out_d != 1) return 0;
-    if (p->in_w > INPLACE_WIDTH || p->out_w < LANES) return 0;
-    return max_i64(p->pad_w, inplace_after(p)) <= min_i64(INPLACE_REACH, p->in_w);
+    if (p->in_w > INPLACE_WIDTH || (p->out_w < LANES && !inplace_is_narrow(p))) return 0;
+    if (p->pad_w > p->in_w || inplace_after(p) > INPLACE_LAST * p->in_w) return 0;
+    return max_i64(p->pad_w, inplace_after(p)) <= INPLACE_REACH;
 }
 
 static size_t inplace_bytes(const conv_problem *p, const dw_plan *s) {
     if (!inplace_shape(p, s)) return 0;
     const int64_t edges = min_i64(INPLACE_EDGES, ceil_div(p->out_w, LANES));
-    return (size_t)(3 * inplace_pitch(p) + edges * p->kernel_w * LANES) * sizeof(real);
+    return (size_t)((2 + INPLACE_LAST) * inplace_pitch(p) + edges * p->kernel_w * LANES) * sizeof(real);
 }
 
 /* Elements that are read as vectors: native ones, and halves, of which a stride of 2 takes the upper or lower ones of
@@ -91,19 +105,22 @@ static int inplace_reads(const conv_problem *p, const conv_io *io, const dw_plan
 /* All bits of the elements that a step reads inside the row, in the order that stream_ordered mends. Returns the bits
  * of the taps that read others, too. */
 static int inplace_mask(const conv_problem *p, int64_t ow, real *masks) {
-    const size_t bytes = inplace_parts(p) == 2 ? 2 : sizeof(real);
+    const int64_t parts = inplace_parts(p);
+    const int plain = p->x_type == CONV_NATIVE, step = (int)p->stride_w;
+    const size_t bytes = parts == 2 && !plain ? 2 : sizeof(real);
     int masked = 0;
     for (int k = 0; k < (int)p->kernel_w; k++) {
         real inside[2 * LANES];
         for (int64_t i = 0; i < 2 * LANES; i++) {
-            const int64_t column = ow * p->stride_w - p->pad_w + k * p->dilation_w + i;
+            const int64_t at = stream_mask_at(step, p->x_type, (int)parts, k) * p->dilation_w;
+            const int64_t column = ow * p->stride_w - p->pad_w + at + i;
             memset((char *)inside + i * bytes, column >= 0 && column < p->in_w ? 0xff : 0, bytes);
             masked |= (column < 0 || column >= p->in_w) << k;
         }
         vec v = vec_load(inside), odd;
-        if (p->stride_w == 2 && p->x_type == CONV_NATIVE)
-            stream_pairs(inside, &v, &odd);
-        else if (p->stride_w == 2)
+        if (parts == 1 && step == 2 && plain)
+            stream_pairs(inside, inplace_is_half(p) ? 0 : LANES, &v, &odd);
+        else if (parts == 1 && step == 2)
             v = vec_load_evens(inside);
         vec_store(masks + k * LANES, v);
     }
@@ -123,8 +140,11 @@ static void inplace_input_rows(const inplace_image *t, int64_t x, int64_t h, int
     const char *row = (const char *)t->io->x + first * t->bytes;
     for (int64_t i = top; i < bottom; i++, row += stride * t->bytes) rows[i] = row;
     if (first < t->before) rows[top] = memcpy(t->first + INPLACE_REACH * t->bytes, rows[top], row_bytes);
-    if (last + p->in_w + t->after > t->end)
-        rows[bottom - 1] = memcpy(t->last + INPLACE_REACH * t->bytes, rows[bottom - 1], row_bytes);
+    char *copy = t->last + INPLACE_REACH * t->bytes;
+    for (int64_t i = bottom - 1, at = last; i >= top && at + p->in_w + t->after > t->end; i--, at -= stride) {
+        rows[i] = memcpy(copy, rows[i], row_bytes);
+        copy += t->pitch;
+    }
 }
 
 /* The first column of step i: the last one ends with the row. */
@@ -140,8 +160,9 @@ static inplace_image inplace_begin(const conv_problem *p, const conv_io *io, rea
     t.zeros = (char *)scratch;
     t.first = (char *)(scratch + pitch);
     t.last = (char *)(scratch + 2 * pitch);
-    t.masks = scratch + 3 * pitch;
-    memset(scratch, 0, (size_t)(3 * pitch) * sizeof(real));
+    t.masks = scratch + (2 + INPLACE_LAST) * pitch;
+    t.pitch = pitch * (int64_t)sizeof(real);
+    memset(scratch, 0, (size_t)((2 + INPLACE_LAST) * pitch) * sizeof(real));
     t.after = inplace_after(p);
     t.end = p->in_w + (p->in_h - 1) * io->x_stride_h;
     if (p->groups > 1) t.end += (p->groups - 1) * io->x_stride_c;
@@ -188,14 +209,18 @@ static void inplace_stream_run(const inplace_image *t, int64_t x, int64_t y, int
         {{stream_1_1, stream_1_2}, {stream_2_1, stream_2_2}},
         {{stream_f16_1_1, stream_f16_1_2}, {stream_f16_2_1, stream_f16_2_2}},
         {{stream_bf16_1_1, stream_bf16_1_2}, {stream_bf16_2_1, stream_bf16_2_2}}};
+    static void (*const parts[2][2])(const stream_job *) = {{stream_parts_1_1, stream_parts_1_2},
+                                                            {stream_parts_2_1, stream_parts_2_2}};
     const conv_problem *p = t->p;
     const conv_io *io = t->io;
     const int type = p->x_type == CONV_NATIVE ? 0 : p->x_type == CONV_F16 ? 1 : 2;
     void (*run)(const stream_job *) = of_type[type][p->stride_h - 1][p->stride_w - 1];
-    if (inplace_parts(p) == 2) run = p->stride_h == 1 ? stream_pairs_1 : stream_pairs_2;
+    if (type == 2 && inplace_parts(p) == 2) run = p->stride_h == 1 ? stream_pairs_1 : stream_pairs_2;
+    if (type == 0 && inplace_parts(p) == 2) run = parts[p->stride_h - 1][p->stride_w - 1];
     const char *rows[2 * STREAM_ROWS + 2];
     const int64_t block = inplace_block(p, t->bytes), blocks = ceil_div(p->out_h, block), all = p->groups * blocks;
     stream_job j = {.rows = rows, .y_row = io->y_stride_h, .columns = min_i64(p->out_w, t->width)};
+    j.second = inplace_is_half(p) ? 0 : LANES;
     j.clamped = p->activation == CONV_CLAMP;
     j.low = clamp_limit(p->activation_a);
     j.high = clamp_limit(p->activation_b);

@@ -9,7 +9,8 @@
  *
  * The rows are the strip's (depthwise_strip.h) or x's own (depthwise_inplace.h). Tails: the last vector of a row ends
  * with it and overlaps the one before. Every output has its terms in the order of the filter, whatever it is read from.
- * On data in L1 a vector takes 6.4 cycles at stride 1 and 13 at stride 2, the multiply-adds alone 4.5 (Zen 3, AVX2). */
+ * On data in L1 a vector takes 6.4 cycles at stride 1 and 13 at stride 2, the multiply-adds alone 4.5 (Zen 3, AVX2);
+ * with AVX-512, on Zen 5 and in L2, 6.8 and 12: lines that loads and stores cross take the rest. */
 #ifndef DEPTHWISE_STREAM_H
 #define DEPTHWISE_STREAM_H
 
@@ -30,7 +31,8 @@ typedef struct stream_job {
     int masked; /* bits of the taps that need their mask */
     char *y;
     int64_t y_row;   /* from one row to the next, in elements */
-    int64_t columns; /* that are stored of two vectors: more than one, not more than there are */
+    int64_t columns; /* that are stored of a vector, or of a pair: more than one vector, not more than there are */
+    int64_t second;  /* at step 2 the second vector of a pair lies so far from the first: 0 where nobody wants it */
     int clamped;
     real low, high;
 } stream_job;
@@ -45,58 +47,120 @@ INLINE vec stream_ordered(vec v) { return __builtin_shufflevector(v, v, 0, 1, 4,
 #define STREAM_PAIRS(a, b, s) __builtin_shufflevector(a, b, s, 4 + s, 2 + s, 6 + s)
 INLINE vec stream_ordered(vec v) { return __builtin_shufflevector(v, v, 0, 2, 1, 3); }
 #endif
-INLINE void stream_pairs(const real *x, vec *even, vec *odd) {
-    const vec a = vec_load(x), b = vec_load(x + LANES);
+INLINE void stream_pairs_of(vec a, vec b, vec *even, vec *odd) {
     *even = STREAM_PAIRS(a, b, 0);
     *odd = STREAM_PAIRS(a, b, 1);
 }
 #else
-INLINE void stream_pairs(const real *x, vec *even, vec *odd) { dw_load_pairs(x, even, odd); }
+INLINE void stream_pairs_of(vec a, vec b, vec *even, vec *odd) { dw_pairs_of(a, b, even, odd); }
 INLINE vec stream_ordered(vec v) { return v; }
 #endif
+
+INLINE void stream_pairs(const real *x, int64_t second, vec *even, vec *odd) {
+    stream_pairs_of(vec_load(x), vec_load(x + second), even, odd);
+}
 
 typedef int64_t stream_bits __attribute__((vector_size(VECTOR_BYTES)));
 
 /* v where the mask's bits are set, else 0. */
 INLINE vec stream_masked(vec v, const real *mask) { return (vec)((stream_bits)v & (stream_bits)vec_load(mask)); }
 
+/* Taps as shuffles of fewer loads. With 64 bytes every load ends in another line, which takes as long as two loads, but
+ * a shuffle half as long as one (Zen 5; 3 x 3 taps in L2: 6.4 cycles a vector, 8.4 with three loads). */
+#if VECTOR_BYTES == 64 && defined(VEC_CAN_SHUFFLE)
+#include <immintrin.h>
+#define STREAM_SHUFFLES 1
+/* The vectors after a and b have been moved by one or two elements; what lies between those at x and at x + 2. */
+#define STREAM_MOVED(j, s) ((j) + (s))
+#define STREAM_BETWEEN(j, s) ((j) < LANES - (s) ? (j) + 1 : 2 * LANES - 2)
+INLINE vec stream_moved_1(vec a, vec b) { return VEC_BLEND(a, b, STREAM_MOVED, 1); }
+INLINE vec stream_moved_2(vec a, vec b) { return VEC_BLEND(a, b, STREAM_MOVED, 2); }
+INLINE vec stream_between(vec a, vec b) { return VEC_BLEND(a, b, STREAM_BETWEEN, 1); }
+#else
+#define STREAM_SHUFFLES 0
+INLINE vec stream_moved_1(vec a, vec b) { return (void)b, a; } /* no code */
+INLINE vec stream_moved_2(vec a, vec b) { return (void)b, a; }
+INLINE vec stream_between(vec a, vec b) { return (void)b, a; }
+#endif
+
+/* Where the vectors lie that are masked, one for each bit: the taps' own, or the first and last ones of two parts. */
+INLINE int64_t stream_mask_at(const int step, const int32_t type, const int parts, int64_t k) {
+    if (type != CONV_NATIVE || parts == 1) return k;
+    return k == 0 ? 0 : step == 1 ? (k - 1) * 2 + LANES : (k + 2) * LANES;
+}
+
+/* Two vectors of outputs. */
+INLINE void stream_load_parts(const int step, const int masked, const stream_job *j, const real *x, vec v[2][3]) {
+    vec first = tile_load(x, 2), last = tile_load(x + (step == 1 ? 1 : 3) * LANES, 2);
+    vec next = step == 1 ? vec_load(x + LANES + 2) : vec_splat(x[4 * LANES]);
+    if (masked & 1) first = stream_masked(first, j->masks);
+    if (masked & 2) last = stream_masked(last, j->masks + LANES);
+    if (masked & 4) next = stream_masked(next, j->masks + 2 * LANES);
+    if (step == 1) {
+        v[0][0] = first;
+        v[0][1] = stream_moved_1(first, last);
+        v[0][2] = stream_moved_2(first, last);
+        v[1][0] = last;
+        v[1][1] = stream_between(last, next);
+        v[1][2] = next;
+    } else {
+        stream_pairs_of(first, tile_load(x + LANES, 2), &v[0][0], &v[0][1]);
+        stream_pairs_of(tile_load(x + 2 * LANES, 2), last, &v[1][0], &v[1][1]);
+        v[0][2] = stream_moved_1(v[0][0], v[1][0]);
+        v[1][2] = stream_moved_1(v[1][0], next);
+    }
+}
+
+/* Halves: two vectors of them, those of the even and of the odd columns, or one of every second element. */
+INLINE void stream_load_halves(const int32_t type, const int parts, const int masked, const stream_job *j,
+                               const char *row, vec v[2][3]) {
+    vec first = vec_load((const real *)row), last = vec_load((const real *)(row + (parts == 2 ? 4 : 2)));
+    if (parts == 2 && masked & 1) first = stream_masked(first, j->masks);
+    if (parts == 2 && masked & 4) last = stream_masked(last, j->masks + 2 * LANES);
+    v[0][0] = vec_widen_evens(type, first);
+    v[0][1] = vec_widen_odds(type, first);
+    v[0][2] = parts == 2 ? vec_widen_evens(type, last) : vec_widen_odds(type, last);
+    if (parts == 1) return;
+    v[1][0] = v[0][1];
+    v[1][1] = v[0][2];
+    v[1][2] = vec_widen_odds(type, last);
+}
+
 /* What the three taps of row i of the input read: vectors `offsets` apart (step 0), neighbours (1), or every second
- * element (2), nothing beyond the last of them. Two parts: those of the even and of the odd columns, which lie together
- * as pairs of halves. */
+ * element (2), nothing beyond the last of them. */
 INLINE void stream_load(const int step, const int32_t type, const int parts, const int masked, const stream_job *j,
                         int64_t i, vec v[2][3]) {
     const int64_t bytes = element_bytes(type);
     const char *row = j->rows[i] + j->at * bytes;
+    const real *x = (const real *)row;
+    const int between = STREAM_SHUFFLES && step == 1 && type == CONV_NATIVE;
     __builtin_prefetch(row + j->ahead * bytes);
-    if (parts == 2) {
-        vec first = vec_load((const real *)row), last = vec_load((const real *)(row + 2 * bytes));
-        if (masked & 1) first = stream_masked(first, j->masks);
-        if (masked & 4) last = stream_masked(last, j->masks + 2 * LANES);
-        v[0][0] = vec_widen_evens(type, first);
-        v[0][1] = v[1][0] = vec_widen_odds(type, first);
-        v[0][2] = v[1][1] = vec_widen_evens(type, last);
-        v[1][2] = vec_widen_odds(type, last);
+    if (parts == 2 && type == CONV_NATIVE) {
+        __builtin_prefetch(row + (j->ahead + LANES) * bytes);
+        if (step == 2) __builtin_prefetch(row + (j->ahead + 2 * LANES) * bytes);
+        if (step == 2) __builtin_prefetch(row + (j->ahead + 3 * LANES) * bytes);
+        stream_load_parts(step, masked, j, x, v);
         return;
     }
-    if (step == 2 && type != CONV_NATIVE) {
-        const vec first = vec_load((const real *)row), last = vec_load((const real *)(row + bytes));
-        v[0][0] = vec_widen_evens(type, first);
-        v[0][1] = vec_widen_odds(type, first);
-        v[0][2] = vec_widen_odds(type, last);
+    if (type != CONV_NATIVE && (parts == 2 || step == 2)) {
+        stream_load_halves(type, parts, masked, j, row, v);
+        if (parts == 2) return;
     } else if (step == 2) {
         vec odd;
-        stream_pairs((const real *)row, &v[0][0], &v[0][1]);
-        stream_pairs((const real *)row + 1, &odd, &v[0][2]);
+        stream_pairs(x, j->second, &v[0][0], &v[0][1]);
+        stream_pairs(x + 1, j->second, &odd, &v[0][2]);
     } else {
         UNROLL
         for (int k = 0; k < 3; k++) {
-            const char *x = row + (step == 1 ? k : j->offsets[k]) * bytes;
-            v[0][k] = type == CONV_NATIVE ? tile_load((const real *)x, 3) : vec_widen(type, x);
+            const char *tap = row + (step == 1 ? k : j->offsets[k]) * bytes;
+            if (k == 1 && between) continue;
+            v[0][k] = type == CONV_NATIVE ? tile_load((const real *)tap, 3) : vec_widen(type, tap);
         }
     }
     UNROLL
     for (int k = 0; k < 3; k++)
-        if (masked >> k & 1) v[0][k] = stream_masked(v[0][k], j->masks + k * LANES);
+        if (masked >> k & 1 && !(k == 1 && between)) v[0][k] = stream_masked(v[0][k], j->masks + k * LANES);
+    if (between) v[0][1] = stream_between(v[0][0], v[0][2]);
 }
 
 /* sum = start + a row of taps. Without start: from zero. */
@@ -122,6 +186,17 @@ INLINE void stream_store_pairs(char *y, int64_t columns, const vec sum[2]) {
     memcpy(y + last, all + last, half);
 }
 
+/* The first `count` elements of v. */
+INLINE void stream_store_first(real *y, vec v, int64_t count) {
+#if STREAM_SHUFFLES && CONV_BITS(CONV_DTYPE) == 32
+    _mm512_mask_storeu_ps(y, (__mmask16)((1u << count) - 1), (__m512)v);
+#elif STREAM_SHUFFLES
+    _mm512_mask_storeu_pd(y, (__mmask8)((1u << count) - 1), (__m512d)v);
+#else
+    memcpy(y, &v, (size_t)count * sizeof(real));
+#endif
+}
+
 INLINE void stream_store(const int step, const int32_t type, const int parts, const int clamped, const stream_job *j,
                          int64_t r, vec sum[2], vec bias) {
     UNROLL
@@ -129,10 +204,18 @@ INLINE void stream_store(const int step, const int32_t type, const int parts, co
         sum[part] += bias;
         if (clamped) sum[part] = vec_clamp(sum[part], j->low, j->high);
     }
-    if (parts == 2)
-        stream_store_pairs(j->y + r * j->y_row * element_bytes(type), j->columns, sum);
+    char *const y = j->y + r * j->y_row * element_bytes(type);
+    if (type != CONV_NATIVE) {
+        parts == 2 ? stream_store_pairs(y, j->columns, sum) : store_vector(type, y, 0, sum[0]);
+        return;
+    }
+    if (step == 2 && parts == 1) sum[0] = stream_ordered(sum[0]);
+    const int64_t before = (parts - 1) * LANES;
+    if (parts == 2) vec_store((real *)y, sum[0]);
+    if (j->columns < before + LANES)
+        stream_store_first((real *)y + before, sum[parts - 1], j->columns - before);
     else
-        store_vector(type, j->y, r * j->y_row, step == 2 && type == CONV_NATIVE ? stream_ordered(sum[0]) : sum[0]);
+        vec_store((real *)y + before, sum[parts - 1]);
 }
 
 INLINE void stream_column(const int down, const int step, const int32_t type, const int parts, const int masked,
@@ -149,6 +232,7 @@ INLINE void stream_column(const int down, const int step, const int32_t type, co
                           .y = job->y,
                           .y_row = job->y_row,
                           .columns = job->columns,
+                          .second = job->second,
                           .low = job->low,
                           .high = job->high};
     const vec bias = j.bias ? vec_splat(*j.bias) : vec_zero();
@@ -177,6 +261,7 @@ INLINE void stream_column(const int down, const int step, const int32_t type, co
 
 INLINE void stream_any(const int down, const int step, const int32_t type, const int parts, const int clamped,
                        const stream_job *j) {
+    if (type == CONV_NATIVE && parts == 2 && !STREAM_SHUFFLES) return; /* no code */
     if (step == 0 || j->masked == 0)
         stream_column(down, step, type, parts, 0, clamped, j);
     else if (j->masked == 1)
@@ -201,6 +286,10 @@ DW_STREAM(1, 1)
 DW_STREAM(1, 2)
 DW_STREAM(2, 1)
 DW_STREAM(2, 2)
+static void stream_parts_1_1(const stream_job *j) { stream_of_type(1, 1, CONV_NATIVE, 2, j); }
+static void stream_parts_1_2(const stream_job *j) { stream_of_type(1, 2, CONV_NATIVE, 2, j); }
+static void stream_parts_2_1(const stream_job *j) { stream_of_type(2, 1, CONV_NATIVE, 2, j); }
+static void stream_parts_2_2(const stream_job *j) { stream_of_type(2, 2, CONV_NATIVE, 2, j); }
 static void stream_1_0(const stream_job *j) { stream_of_type(1, 0, CONV_NATIVE, 1, j); }
 static void stream_2_0(const stream_job *j) { stream_of_type(2, 0, CONV_NATIVE, 1, j); }
 static void stream_pairs_1(const stream_job *j) { stream_of_type(1, 1, CONV_BF16, 2, j); }
@@ -212,7 +301,13 @@ INLINE int64_t stream_block(int64_t count, int64_t most) { return ceil_div(count
 /* A job of tiles on the strip: all their rows are consecutive. down: stride of rows. */
 static void stream_tiles(int64_t down, const dw_tile_job *job) {
     const char *rows[2 * STREAM_ROWS + 2];
-    stream_job j = {.rows = rows, .y_row = job->out_row, .clamped = job->clamped, .low = job->low, .high = job->high};
+    stream_job j = {.rows = rows,
+                    .y_row = job->out_row,
+                    .columns = LANES,
+                    .second = LANES,
+                    .clamped = job->clamped,
+                    .low = job->low,
+                    .high = job->high};
     const int64_t count = job->rows * job->tiles, block = stream_block(count, STREAM_ROWS),
                   odd = job->offsets[3] - job->offsets[0];
     for (int k = 0; k < 3; k++) j.offsets[k] = job->offsets[k];
