@@ -27,72 +27,6 @@ INLINE void dw_copy_run(real *restrict dst, const real_unaligned *restrict src, 
     }
 }
 
-/* The elements 0, 2, 4, ... and 1, 3, 5, ... of the 2 * LANES from src. */
-#ifdef VEC_CAN_SHUFFLE
-#if VECTOR_BYTES == 32 /* shuffles across the halves are slow: the loads do that */
-#define DW_SPAN (LANES / 2)
-#else
-#define DW_SPAN LANES
-#endif
-#define DW_PAIR(j, s) ((j) / DW_SPAN * DW_SPAN + (j) * 2 % DW_SPAN + ((j) % DW_SPAN * 2 < DW_SPAN ? 0 : LANES) + (s))
-
-/* Of a and b side by side; with 32 bytes of the halves a0, b0, a1, b1. */
-INLINE void dw_pairs_of(vec a, vec b, vec *even, vec *odd) {
-    *even = VEC_BLEND(a, b, DW_PAIR, 0);
-    *odd = VEC_BLEND(a, b, DW_PAIR, 1);
-}
-
-INLINE void dw_load_pairs(const real *src, vec *even, vec *odd) {
-#if VECTOR_BYTES == 32
-    typedef real vec_half __attribute__((vector_size(VECTOR_BYTES / 2), aligned(1), may_alias));
-    const vec_half *q = (const vec_half *)src;
-#if LANES == 8
-    const vec a = __builtin_shufflevector(q[0], q[2], 0, 1, 2, 3, 4, 5, 6, 7);
-    const vec b = __builtin_shufflevector(q[1], q[3], 0, 1, 2, 3, 4, 5, 6, 7);
-#else
-    const vec a = __builtin_shufflevector(q[0], q[2], 0, 1, 2, 3), b = __builtin_shufflevector(q[1], q[3], 0, 1, 2, 3);
-#endif
-    dw_pairs_of(a, b, even, odd);
-#else
-    dw_pairs_of(vec_load(src), vec_load(src + LANES), even, odd);
-#endif
-}
-#else
-INLINE void dw_pairs_of(vec a, vec b, vec *even, vec *odd) {
-    for (int i = 0; i < LANES; i++) {
-        (*even)[i] = i < LANES / 2 ? a[2 * i] : b[2 * i - LANES];
-        (*odd)[i] = i < LANES / 2 ? a[2 * i + 1] : b[2 * i + 1 - LANES];
-    }
-}
-
-INLINE void dw_load_pairs(const real *src, vec *even, vec *odd) {
-    dw_pairs_of(vec_load(src), vec_load(src + LANES), even, odd);
-}
-#endif
-
-/* even[i] = x[src + 2 * i], odd[i] = x[src + 2 * i + 1], i < count. */
-INLINE void dw_copy_pairs(real *restrict even, real *restrict odd, int32_t type, const void *x, int64_t src,
-                          int64_t count) {
-    if (count < LANES) {
-        load_elements(type, x, src, 2, count, even);
-        load_elements(type, x, src + 1, 2, count, odd);
-        return;
-    }
-    const char *from = (const char *)x + src * element_bytes(type);
-    for (int64_t i = 0;; i = min_i64(i + LANES, count - LANES)) {
-        vec a, b;
-        if (type == CONV_NATIVE) {
-            dw_load_pairs((const real *)from + 2 * i, &a, &b);
-        } else {
-            const vec pairs = vec_load((const real *)(from + 4 * i));
-            a = vec_widen_evens(type, pairs), b = vec_widen_odds(type, pairs);
-        }
-        vec_store(even + i, a);
-        vec_store(odd + i, b);
-        if (i == count - LANES) break;
-    }
-}
-
 /* Rows of one class of a channel, or of a vector of channels. */
 typedef struct dw_rows {
     real *dst;
@@ -150,7 +84,7 @@ static void dw_copy_pair_rows(dw_rows r, const dw_span w[2]) {
     const int64_t count[2] = {w[0].last - w[0].first, w[1].last - w[1].first}, pairs = min_i64(count[0], count[1]);
     real *dst[2] = {r.dst + w[0].base + w[0].first, r.dst + w[1].base + w[1].first};
     for (r.src += w[even].source; r.rows > 0; r.rows--, r.src += r.src_row, dst[0] += r.dst_row, dst[1] += r.dst_row) {
-        dw_copy_pairs(dst[even], dst[!even], r.type, r.x, r.src, pairs);
+        copy_pairs(dst[even], dst[!even], r.type, r.x, r.src, pairs);
         for (int c = 0; c < 2; c++)
             for (int64_t i = pairs; i < count[c]; i++)
                 dst[c][i] = load_element(r.type, r.x, r.src + 2 * i + (c != even));

@@ -52,7 +52,7 @@ INLINE void stream_pairs_of(vec a, vec b, vec *even, vec *odd) {
     *odd = STREAM_PAIRS(a, b, 1);
 }
 #else
-INLINE void stream_pairs_of(vec a, vec b, vec *even, vec *odd) { dw_pairs_of(a, b, even, odd); }
+INLINE void stream_pairs_of(vec a, vec b, vec *even, vec *odd) { vec_pairs_of(a, b, even, odd); }
 INLINE vec stream_ordered(vec v) { return v; }
 #endif
 
@@ -91,7 +91,7 @@ INLINE int64_t stream_mask_at(const int step, const int32_t type, const int part
 
 /* Two vectors of outputs. */
 INLINE void stream_load_parts(const int step, const int masked, const stream_job *j, const real *x, vec v[2][3]) {
-    vec first = tile_load(x, 2), last = tile_load(x + (step == 1 ? 1 : 3) * LANES, 2);
+    vec first = vec_load_once(x), last = vec_load_once(x + (step == 1 ? 1 : 3) * LANES);
     vec next = step == 1 ? vec_load(x + LANES + 2) : vec_splat(x[4 * LANES]);
     if (masked & 1) first = stream_masked(first, j->masks);
     if (masked & 2) last = stream_masked(last, j->masks + LANES);
@@ -104,8 +104,8 @@ INLINE void stream_load_parts(const int step, const int masked, const stream_job
         v[1][1] = stream_between(last, next);
         v[1][2] = next;
     } else {
-        stream_pairs_of(first, tile_load(x + LANES, 2), &v[0][0], &v[0][1]);
-        stream_pairs_of(tile_load(x + 2 * LANES, 2), last, &v[1][0], &v[1][1]);
+        stream_pairs_of(first, vec_load_once(x + LANES), &v[0][0], &v[0][1]);
+        stream_pairs_of(vec_load_once(x + 2 * LANES), last, &v[1][0], &v[1][1]);
         v[0][2] = stream_moved_1(v[0][0], v[1][0]);
         v[1][2] = stream_moved_1(v[1][0], next);
     }
@@ -154,7 +154,7 @@ INLINE void stream_load(const int step, const int32_t type, const int parts, con
         for (int k = 0; k < 3; k++) {
             const char *tap = row + (step == 1 ? k : j->offsets[k]) * bytes;
             if (k == 1 && between) continue;
-            v[0][k] = type == CONV_NATIVE ? tile_load((const real *)tap, 3) : vec_widen(type, tap);
+            v[0][k] = type == CONV_NATIVE ? vec_load_once((const real *)tap) : vec_widen(type, tap);
         }
     }
     UNROLL

@@ -22,11 +22,7 @@ typedef struct dw_tile_job {
     real low, high;
 } dw_tile_job;
 
-/* Volatile where more than one product uses the vector: gcc would load it again for each of the first two. */
-INLINE vec tile_load(const real *x, const int uses) {
-    if (uses == 1) return vec_load(x);
-    return *(const volatile vec_unaligned *)x;
-}
+INLINE vec tile_load(const real *x, const int uses) { return uses == 1 ? vec_load(x) : vec_load_once(x); }
 
 /* acc[o][r] += weights[k][o] * vector r + k of the strip, for some chunks of one input channel. */
 INLINE const real *tile_chunks(const int channels, const int taps, const int rows, const int64_t *offsets,

@@ -151,6 +151,47 @@ INLINE real load_element(int32_t type, const void *x, int64_t at) {
     return value;
 }
 
+/* Half a vector of pairs or more, but less than one, as two pieces that overlap. */
+INLINE void copy_few_pairs(real *restrict even, real *restrict odd, const real_unaligned *src, int64_t count) {
+    enum { PIECE = LANES / 2 };
+    real first[2 * LANES] = {0};
+    vec a, b;
+    for (int64_t i = 0; i < 2; i++) {
+        const int64_t at = i ? count - PIECE : 0;
+        memcpy(first, (const void *)(src + 2 * at), LANES * sizeof(real));
+        vec_load_pairs(first, &a, &b);
+        memcpy(even + at, &a, PIECE * sizeof(real));
+        memcpy(odd + at, &b, PIECE * sizeof(real));
+    }
+}
+
+/* even[i] = x[src + 2 * i], odd[i] = x[src + 2 * i + 1], i < count. */
+INLINE void copy_pairs(real *restrict even, real *restrict odd, int32_t type, const void *x, int64_t src,
+                       int64_t count) {
+    if (type == CONV_NATIVE && count >= LANES / 2 && count < LANES) {
+        copy_few_pairs(even, odd, (const real_unaligned *)x + src, count);
+        return;
+    }
+    if (count < LANES) {
+        load_elements(type, x, src, 2, count, even);
+        load_elements(type, x, src + 1, 2, count, odd);
+        return;
+    }
+    const char *from = (const char *)x + src * element_bytes(type);
+    for (int64_t i = 0;; i = min_i64(i + LANES, count - LANES)) {
+        vec a, b;
+        if (type == CONV_NATIVE) {
+            vec_load_pairs((const real *)from + 2 * i, &a, &b);
+        } else {
+            const vec pairs = vec_load((const real *)(from + 4 * i));
+            a = vec_widen_evens(type, pairs), b = vec_widen_odds(type, pairs);
+        }
+        vec_store(even + i, a);
+        vec_store(odd + i, b);
+        if (i == count - LANES) break;
+    }
+}
+
 /* LANES neighbours. */
 INLINE vec load_vector(int32_t type, const void *x, int64_t at) {
     if (type == CONV_NATIVE) return vec_load((const real *)x + at);

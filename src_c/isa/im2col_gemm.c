@@ -13,51 +13,9 @@
  * Every output is summed in the same order whatever its tile, so block sizes, threads and the batch don't change bits.
  * Goto and van de Geijn, "Anatomy of high-performance matrix multiplication", ACM TOMS 34(3), 2008; Chellapilla, Puri
  * and Simard, "High performance convolutional neural networks for document processing", 2006. */
-#include "../cpu.h"
 #include "algorithm.h"
 #include "epilogue.h"
-#include "im2col.h"
-
-/* Most depth of a block: one chain of terms (im2col.h). 128 x NR floats are 8 KiB (AVX2) or 16 KiB (AVX-512), a quarter
- * or a third of L1. */
-#define KC 128
-#define NR (TILE_V * LANES)
-/* Weights [MC][KC], 96 KiB of floats with AVX2 and 112 KiB with AVX-512, stay in L2 while the panels of pixels pass. */
-#define MC (TILE_M * (TILE_M > 8 ? 16 : 32))
-#define LINE ((int64_t)(CONV_ALIGN / sizeof(real)))
-
-typedef struct gemm_plan {
-    int64_t depth, pixels, plane;    /* plane: kernel_d * kernel_h * kernel_w */
-    int64_t nc, pitch, pixel_blocks; /* pixels of a block; distance of two rows of its columns */
-    int64_t groups_per_task, group_blocks;
-    int64_t oc_block, oc_blocks; /* output channels of a block, a multiple of TILE_M */
-} gemm_plan;
-
-static gemm_plan gemm_plan_of(const conv_problem *p) {
-    gemm_plan g;
-    g.plane = p->kernel_d * p->kernel_h * p->kernel_w;
-    g.depth = p->ic * g.plane;
-    g.pixels = p->out_d * p->out_h * p->out_w;
-    /* The columns may take a quarter of L2 (KC x 256 floats of 512 KiB); at least two panels, so that a row copy is
-     * longer than its overhead; four or more blocks where there are pixels for it, to have tasks for threads. */
-    const int64_t room = cpu_cache_sizes()->l2 / 4 / (KC * (int64_t)sizeof(real)) / NR;
-    const int64_t most = NR * min_i64(max_i64(room, 2), 16);
-    const int64_t blocks = max_i64(ceil_div(g.pixels, most), min_i64(4, ceil_div(g.pixels, 2 * NR)));
-    g.nc = ceil_div(ceil_div(g.pixels, blocks), NR) * NR;
-    g.pixel_blocks = ceil_div(g.pixels, g.nc);
-    /* An odd number of cache lines, or the rows of a panel would fall into a few sets of L1. */
-    g.pitch = ceil_div(g.nc, LINE) * LINE;
-    if (g.pitch / LINE % 2 == 0) g.pitch += LINE;
-    /* Sums that y cannot hold (narrow, or added to) are kept beside it: 512 KiB of them at most. */
-    const int64_t most_oc = max_i64((512 << 10) / (int64_t)sizeof(real) / g.pitch / TILE_M, 1) * TILE_M;
-    g.oc_blocks = ceil_div(p->oc, most_oc);
-    g.oc_block = ceil_div(ceil_div(p->oc, g.oc_blocks), TILE_M) * TILE_M;
-    /* Depthwise: enough groups in a task that starting it (about 0.1 us) does not show: 2^15 multiply-adds are 1 us. */
-    const int64_t work = max_i64(p->oc * g.depth, 1);
-    g.groups_per_task = min_i64(max_i64((1 << 15) / min_i64(work * min_i64(g.nc, 1 << 15), 1 << 15), 1), p->groups);
-    g.group_blocks = ceil_div(p->groups, g.groups_per_task);
-    return g;
-}
+#include "im2col_plan.h"
 
 static int im2col_gemm_accepts(const conv_problem *p) {
     (void)p;
@@ -96,8 +54,17 @@ static void im2col_gemm_pack(const conv_problem *p, const void *w, void *packed,
     }
 }
 
-/* A filter of one tap over dense images is no im2col: the block's pixels of every channel, copied so that the tiles
- * read one panel after the other from a few pages instead of a page a channel. */
+/* A filter of one tap over dense images is no im2col. Few output channels read x where it lies: a copy, which makes the
+ * tiles read from a few pages instead of a page a channel, would take longer than it saves (Zen 5, 56 x 56 pixels, 96
+ * to 24 channels: in place 0.78 of the time with AVX-512 and 0.85 with AVX2; 64 to 64: 0.9 and 0.95; 28 x 28, 128 to
+ * 512: 1.04 and 0.99). At most 8 channels of a chain may share a set of L1, which are 4 KiB apart. */
+static int columns_are_in_place(const conv_problem *p, const conv_io *io) {
+    const int64_t apart = io->x_stride_c * (int64_t)sizeof(real), power = apart & -apart, way = 4096;
+    const int64_t sharing = min_i64(chain_terms(p), p->ic) * (power > 0 ? min_i64(power, way) : way) / way;
+    return input_is_dense(p, io) && p->x_type == CONV_NATIVE && p->oc <= 256 && sharing <= 8;
+}
+
+/* The block's pixels of every channel. */
 static void copy_columns(const conv_problem *p, const conv_io *io, const gemm_plan *g, int64_t x, int64_t count,
                          int64_t kc, real *columns) {
     for (int64_t k = 0; k < kc; k++, x += io->x_stride_c, columns += g->pitch) {
@@ -146,7 +113,9 @@ typedef struct gemm_output {
     const real *bias; /* of the tile's first row at the last depth block, else NULL */
 } gemm_output;
 
-/* c[mr][nv vectors] = (add ? c : 0) + weights * columns + bias, ldc apart. The one inner loop of this file. */
+/* c[mr][nv vectors] = (add ? c : 0) + weights * columns + bias, ldc apart. The one inner loop of this file. It fetches
+ * the panel after the next: from memory, where columns are x, it takes longer than one (Zen 5, 16 images of 56 x 56, 64
+ * to 64 channels: 1.1 of the time of copied columns with one panel, 0.8 with two). */
 INLINE void gemm_tile(const int mr, const int nv, int64_t kc, const real *weights, const real *columns, int64_t pitch,
                       gemm_output out) {
     vec acc[TILE_M][TILE_V];
@@ -159,6 +128,7 @@ INLINE void gemm_tile(const int mr, const int nv, int64_t kc, const real *weight
         vec b[TILE_V];
         UNROLL
         for (int j = 0; j < nv; j++) b[j] = vec_load(columns + j * LANES);
+        for (int j = 0; j < TILE_V; j++) __builtin_prefetch(columns + 2 * NR + j * LANES);
         UNROLL
         for (int i = 0; i < mr; i++) {
             const vec a = vec_splat(weights[i]);
@@ -219,16 +189,18 @@ static void gemm_tile_any(int64_t mr, int64_t pixels, int64_t kc, const real *we
 typedef struct gemm_block {
     int64_t kc, pixels, pitch;
     const real *columns;
+    const real *tail; /* columns of the last panel, if it is not whole */
+    int64_t tail_pitch;
     const int64_t *offsets; /* of the pixels in y, or NULL where they are consecutive */
 } gemm_block;
 
 /* A tile whose pixels are not consecutive in y, or too few for its vectors, is computed in memory and added one by one,
  * in the same order: (y + sum) + bias. */
-static void gemm_tile_scattered(int64_t mr, int64_t pixels, const gemm_block *b, const real *weights, int64_t first,
-                                gemm_output out) {
+static void gemm_tile_scattered(int64_t mr, int64_t pixels, const gemm_block *b, const real *columns, int64_t pitch,
+                                const real *weights, int64_t first, gemm_output out) {
     real tile[TILE_M * NR] __attribute__((aligned(CONV_ALIGN)));
     const gemm_output in_memory = {tile, NR, 0, NULL};
-    gemm_tile_any(mr, pixels, b->kc, weights, b->columns + first, b->pitch, in_memory);
+    gemm_tile_any(mr, pixels, b->kc, weights, columns, pitch, in_memory);
     for (int64_t i = 0; i < mr; i++)
         for (int64_t j = 0; j < pixels; j++) {
             real *y = out.c + i * out.ldc + (b->offsets ? b->offsets[first + j] : first + j);
@@ -241,16 +213,17 @@ static void gemm_tile_scattered(int64_t mr, int64_t pixels, const gemm_block *b,
 /* One depth block: every panel of pixels times the panels of output channels [m0, m1). */
 static void gemm_block_run(const gemm_block *b, int64_t m0, int64_t m1, const real *weights, gemm_output out) {
     for (int64_t first = 0; first < b->pixels; first += NR) {
-        const int64_t pixels = min_i64(NR, b->pixels - first);
+        const int64_t pixels = min_i64(NR, b->pixels - first), pitch = pixels == NR ? b->pitch : b->tail_pitch;
+        const real *const columns = pixels == NR ? b->columns + first : b->tail;
         const int whole = b->offsets == NULL && pixels % LANES == 0;
         for (int64_t m = m0; m < m1; m += TILE_M) {
             const int64_t mr = min_i64(TILE_M, m1 - m);
             gemm_output tile = {out.c + m * out.ldc, out.ldc, out.add, out.bias ? out.bias + m : NULL};
             if (whole) {
                 tile.c += first;
-                gemm_tile_any(mr, pixels, b->kc, weights + m * b->kc, b->columns + first, b->pitch, tile);
+                gemm_tile_any(mr, pixels, b->kc, weights + m * b->kc, columns, pitch, tile);
             } else {
-                gemm_tile_scattered(mr, pixels, b, weights + m * b->kc, first, tile);
+                gemm_tile_scattered(mr, pixels, b, columns, pitch, weights + m * b->kc, first, tile);
             }
         }
     }
@@ -330,14 +303,22 @@ static void gemm_group_run(const gemm_task *t, int64_t x, int64_t y, const real 
     const conv_problem *p = t->p;
     const gemm_plan *g = &t->g;
     const int dense = g->plane == 1 && input_is_dense(p, t->io);
+    const int in_place = dense && columns_are_in_place(p, t->io);
     real *c = t->plain ? (real *)t->io->y + y + (t->consecutive ? t->first : 0) : t->sums - t->m0 * g->pitch;
     int64_t k0 = 0;
     do { /* once even where there are no input channels: y is the bias then */
         const int64_t kc = min_i64(chain_terms(p), g->depth - k0);
-        const gemm_block block = {kc, t->last - t->first, g->pitch, t->columns, t->consecutive ? NULL : t->offsets};
+        const int64_t pixels = t->last - t->first, from = x + k0 * t->io->x_stride_c + t->first;
+        const int64_t whole = pixels / NR * NR, copied = in_place ? whole : 0; /* the first pixel that is */
+        real *const tail = t->columns + whole;
+        gemm_block block = {kc, pixels, g->pitch, t->columns, tail, g->pitch, t->consecutive ? NULL : t->offsets};
         const gemm_output out = {c, t->plain ? t->io->y_stride_c : g->pitch, k0 > 0, k0 + kc == g->depth ? bias : NULL};
+        if (in_place) {
+            block.columns = (const real *)t->io->x + from;
+            block.pitch = t->io->x_stride_c;
+        }
         if (dense)
-            copy_columns(p, t->io, g, x + k0 * t->io->x_stride_c + t->first, t->last - t->first, kc, t->columns);
+            copy_columns(p, t->io, g, from + copied, pixels - copied, kc, t->columns + copied);
         else
             gather_columns(p, t->io, g, x, t->runs, t->run_count, k0, kc, t->columns);
         for (int64_t m = t->m0; m < t->m1; m += MC)

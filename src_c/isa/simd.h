@@ -79,6 +79,9 @@ typedef real vec_unaligned __attribute__((vector_size(VECTOR_BYTES), aligned(1),
 typedef real real_unaligned __attribute__((aligned(1), may_alias)); /* x of a packed structured array, say */
 
 INLINE vec vec_load(const real *p) { return *(const vec_unaligned *)p; }
+/* Volatile: gcc would load it again for each of two uses, and make a call of memmove of a loop that copies a short row.
+ */
+INLINE vec vec_load_once(const real *p) { return *(const volatile vec_unaligned *)p; }
 INLINE void vec_store(real *p, vec v) { *(vec_unaligned *)p = v; }
 INLINE vec vec_zero(void) { return (vec){0}; }
 /* s - 0 is s for every s, -0 and NaN too; the compilers make one broadcast of it. */
@@ -161,6 +164,50 @@ INLINE void vec_transpose(vec rows[LANES]) {
     for (int i = 0; i < LANES; i++)
         for (int j = 0; j < LANES; j++) columns[j][i] = rows[i][j];
     memcpy(rows, columns, sizeof columns);
+}
+#endif
+
+/* The elements 0, 2, 4, ... and 1, 3, 5, ... of the 2 * LANES from p. */
+#ifdef VEC_CAN_SHUFFLE
+#if VECTOR_BYTES == 32 /* shuffles across the halves are slow: the loads do that */
+#define VEC_SPAN (LANES / 2)
+#else
+#define VEC_SPAN LANES
+#endif
+#define VEC_PAIR(j, s) \
+    ((j) / VEC_SPAN * VEC_SPAN + (j) * 2 % VEC_SPAN + ((j) % VEC_SPAN * 2 < VEC_SPAN ? 0 : LANES) + (s))
+
+/* Of a and b side by side; with 32 bytes of the halves a0, b0, a1, b1. */
+INLINE void vec_pairs_of(vec a, vec b, vec *even, vec *odd) {
+    *even = VEC_BLEND(a, b, VEC_PAIR, 0);
+    *odd = VEC_BLEND(a, b, VEC_PAIR, 1);
+}
+
+INLINE void vec_load_pairs(const real *p, vec *even, vec *odd) {
+#if VECTOR_BYTES == 32
+    typedef real vec_half __attribute__((vector_size(VECTOR_BYTES / 2), aligned(1), may_alias));
+    const vec_half *q = (const vec_half *)p;
+#if LANES == 8
+    const vec a = __builtin_shufflevector(q[0], q[2], 0, 1, 2, 3, 4, 5, 6, 7);
+    const vec b = __builtin_shufflevector(q[1], q[3], 0, 1, 2, 3, 4, 5, 6, 7);
+#else
+    const vec a = __builtin_shufflevector(q[0], q[2], 0, 1, 2, 3), b = __builtin_shufflevector(q[1], q[3], 0, 1, 2, 3);
+#endif
+    vec_pairs_of(a, b, even, odd);
+#else
+    vec_pairs_of(vec_load(p), vec_load(p + LANES), even, odd);
+#endif
+}
+#else
+INLINE void vec_pairs_of(vec a, vec b, vec *even, vec *odd) {
+    for (int i = 0; i < LANES; i++) {
+        (*even)[i] = i < LANES / 2 ? a[2 * i] : b[2 * i - LANES];
+        (*odd)[i] = i < LANES / 2 ? a[2 * i + 1] : b[2 * i + 1 - LANES];
+    }
+}
+
+INLINE void vec_load_pairs(const real *p, vec *even, vec *odd) {
+    vec_pairs_of(vec_load(p), vec_load(p + LANES), even, odd);
 }
 #endif
 

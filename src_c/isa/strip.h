@@ -63,7 +63,7 @@ INLINE int64_t strip_offset(const conv_problem *p, const strip_layout *s, int64_
 /* Rows of padded positions from h on, one after the other, of one channel and tap along d (begin: where that lies in x)
  * where padding is one value: most strips, small rows among them, so what is the same for all rows is done once. */
 static inline void strip_fill_rows(const conv_problem *p, const conv_io *io, const strip_layout *s, int64_t begin,
-                                   int64_t h, const row_window *w, real *slot) {
+                                   int64_t h, const row_window *w, int64_t ahead, real *slot) {
     const int64_t top = min_i64(max_i64(-h, 0), s->row_slots), inside = w->end - w->begin;
     const int64_t bottom = max_i64(min_i64(p->in_h - h, s->row_slots), top);
     const real value = real_of(p->pad_value);
@@ -77,19 +77,52 @@ static inline void strip_fill_rows(const conv_problem *p, const conv_io *io, con
         for (int64_t i = 1; i < w->begin; i++) slot[i] = value;
         if (w->end < w->count) slot[w->end] = value;
         for (int64_t i = w->end + 1; i < w->count; i++) slot[i] = value;
+        if (ahead) fetch_run(p, io, from + ahead, inside);
         load_elements(p->x_type, io->x, from, w->step, inside, slot + w->begin);
         from += io->x_stride_h;
     }
 }
 
-/* Fills the slots of some channels (channels_at_once) and one tap along d in one plane. */
+/* Whether two planes, of the even and the odd columns, are read from the same vectors of native rows. */
+INLINE int strip_is_paired(const conv_problem *p, const conv_io *io, const strip_layout *s) {
+    return s->shared_rows && s->shared_cols && s->planes == 2 && p->x_type == CONV_NATIVE && io->x_stride_w == 1 &&
+           (p->pad_mode == CONV_PAD_ZEROS || p->pad_mode == CONV_PAD_CONSTANT);
+}
+
+/* strip_fill_rows for both planes. w: their windows, the columns of which alternate. */
+static inline void strip_fill_pairs(const conv_problem *p, const conv_io *io, const strip_layout *s, int64_t begin,
+                                    int64_t h, const row_window w[2], int64_t ahead, real *slot) {
+    const int64_t top = min_i64(max_i64(-h, 0), s->row_slots), plane = s->plane;
+    const int64_t bottom = max_i64(min_i64(p->in_h - h, s->row_slots), top);
+    const int64_t first = max_i64(w[0].begin, w[1].begin), last = max_i64(min_i64(w[0].end, w[1].end), first);
+    const real value = real_of(p->pad_value);
+    const real_unaligned *x = io->x;
+    int64_t row = begin + (h + top) * io->x_stride_h + w[0].first;
+    for (int64_t r = 0; r < s->row_slots; r++, slot += s->row_pitch) {
+        const int inside = r >= top && r < bottom;
+        for (int64_t i = 0; i < (inside ? first : plane); i++) {
+            slot[i] = inside && i >= w[0].begin && i < w[0].end ? x[row + 2 * i] : value;
+            slot[plane + i] = inside && i >= w[1].begin && i < w[1].end ? x[row + 2 * i + 1] : value;
+        }
+        if (!inside) continue;
+        if (ahead) fetch_run(p, io, row + ahead, 2 * plane);
+        copy_pairs(slot + first, slot + plane + first, CONV_NATIVE, x, row + 2 * first, last - first);
+        for (int64_t i = last; i < plane; i++) {
+            slot[i] = i >= w[0].begin && i < w[0].end ? x[row + 2 * i] : value;
+            slot[plane + i] = i >= w[1].begin && i < w[1].end ? x[row + 2 * i + 1] : value;
+        }
+        row += io->x_stride_h;
+    }
+}
+
+/* Fills the slots of some channels (channels_at_once) and one tap along d in one plane. begin: where that lies in x, or
+ * NO_ROW. */
 INLINE void strip_fill_slice(const conv_problem *p, const conv_io *io, const strip_layout *s, int64_t channels,
-                             int64_t x, int64_t od, int64_t oh, int64_t kd, const row_window *window, real *slot) {
-    const int64_t d = pad_index(od * p->stride_d - p->pad_d + kd * p->dilation_d, p->in_d, p->pad_mode);
-    const int64_t h = oh * p->stride_h - p->pad_h, begin = x + d * io->x_stride_d;
+                             int64_t begin, int64_t oh, const row_window *window, int64_t ahead, real *slot) {
+    const int64_t h = oh * p->stride_h - p->pad_h;
     const int one_value = p->pad_mode == CONV_PAD_ZEROS || p->pad_mode == CONV_PAD_CONSTANT;
-    if (channels == 1 && s->shared_rows && one_value && d >= 0) {
-        strip_fill_rows(p, io, s, begin, h, window, slot);
+    if (channels == 1 && s->shared_rows && one_value && begin != NO_ROW) {
+        strip_fill_rows(p, io, s, begin, h, window, ahead, slot);
         return;
     }
     const int64_t taps = s->shared_rows ? 1 : p->kernel_h, rows = s->shared_rows ? s->row_slots : s->rows;
@@ -97,8 +130,8 @@ INLINE void strip_fill_slice(const conv_problem *p, const conv_io *io, const str
         for (int64_t r = 0; r < rows; r++, slot += s->row_pitch) {
             const int64_t at = s->shared_rows ? h + r : h + r * p->stride_h + kh * p->dilation_h;
             const int64_t row = pad_index(at, p->in_h, p->pad_mode);
-            gather_channels(p, io, channels, d < 0 || row < 0 ? NO_ROW : begin + row * io->x_stride_h, window, slot,
-                            s->channel_pitch);
+            gather_channels(p, io, channels, begin == NO_ROW || row < 0 ? NO_ROW : begin + row * io->x_stride_h, window,
+                            slot, s->channel_pitch);
         }
 }
 
@@ -106,9 +139,10 @@ INLINE void strip_fill_slice(const conv_problem *p, const conv_io *io, const str
  * same lines one after the other, a channel at a time. */
 static inline void strip_fill(const conv_problem *p, const conv_io *io, const strip_layout *s, int64_t x, int64_t count,
                               int64_t od, int64_t oh, int64_t ow, real *strip) {
-    enum { PLANES = 8 };
+    enum { PLANES = 8, STRIP_AHEAD = 2 };
     row_window windows[PLANES];
     const int64_t slice = s->row_slots * s->row_pitch;
+    const int paired = strip_is_paired(p, io, s);
     for (int64_t first = 0; first < s->planes; first += PLANES) {
         const int64_t planes = min_i64(s->planes - first, PLANES);
         for (int64_t i = 0; i < planes; i++)
@@ -116,10 +150,18 @@ static inline void strip_fill(const conv_problem *p, const conv_io *io, const st
         for (int64_t c = 0, channels; c < count; c += channels) {
             channels = channels_at_once(io, count - c);
             real *const slot = strip + c * s->channel_pitch + first * s->plane;
-            for (int64_t kd = 0; kd < p->kernel_d; kd++)
+            const int64_t ahead = c + STRIP_AHEAD < count && io->x_stride_w == 1 ? STRIP_AHEAD * io->x_stride_c : 0;
+            for (int64_t kd = 0; kd < p->kernel_d; kd++) {
+                const int64_t d = pad_index(od * p->stride_d - p->pad_d + kd * p->dilation_d, p->in_d, p->pad_mode);
+                const int64_t from = x + c * io->x_stride_c + d * io->x_stride_d;
+                if (paired && d >= 0) {
+                    strip_fill_pairs(p, io, s, from, oh * p->stride_h - p->pad_h, windows, ahead, slot + kd * slice);
+                    continue;
+                }
                 for (int64_t i = 0; i < planes; i++)
-                    strip_fill_slice(p, io, s, channels, x + c * io->x_stride_c, od, oh, kd, &windows[i],
+                    strip_fill_slice(p, io, s, channels, d < 0 ? NO_ROW : from, oh, &windows[i], ahead,
                                      slot + kd * slice + i * s->plane);
+            }
         }
     }
 }
