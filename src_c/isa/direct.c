@@ -99,27 +99,49 @@ static size_t direct_tasks(const conv_problem *p) {
     return (size_t)(p->n * p->groups * (d.flat ? 1 : p->out_d) * d.row_blocks * d.col_blocks * d.oc_blocks);
 }
 
+/* Elements of x from column 0 of row oh on to the end of the last row, where rows follow each other: they all exist. */
+INLINE int64_t elements_left(const conv_problem *p, const conv_io *io, int64_t oh) {
+    const int64_t rows = p->in_h - 1 - (oh * p->stride_h - p->pad_h);
+    return io->x_stride_w == 1 && io->x_stride_h >= 0 ? rows * io->x_stride_h + p->in_w : 0;
+}
+
+/* The block's pixels of some channels (channels_at_once), a row at a time. Every second element of a short row: a whole
+ * vector, of which the rows after it store over what is too much. */
+static void fill_pixels(const conv_problem *p, const conv_io *io, const direct_plan *d, const direct_block *b,
+                        int64_t x, int64_t channels, real *dst) {
+    const int64_t end = b->ow + b->cols, first = b->ow / p->out_w;
+    const int pairs = p->stride_w == 2 && p->x_type == CONV_NATIVE && channels == 1;
+    int64_t ow = b->ow % p->out_w, oh = first % p->out_h, od = first / p->out_h, of = -1;
+    row_window window = {0};
+    for (int64_t pixel = b->ow, length; pixel < end; pixel += length, dst += length, ow = 0) {
+        length = min_i64(p->out_w - ow, end - pixel);
+        if (ow != 0 || length != of) window = row_window_of(p, io, 0, ow, length); /* takes two divisions */
+        of = ow == 0 ? length : -1;
+        const int64_t row = input_row(p, io, x, od, oh, 0, 0);
+        const int inside = row != NO_ROW && window.begin == 0 && window.end == length;
+        if (pairs && inside && length < LANES && pixel + LANES <= end &&
+            window.first + 2 * LANES <= elements_left(p, io, oh)) {
+            vec even, odd;
+            vec_load_pairs((const real *)io->x + row + window.first, &even, &odd);
+            vec_store(dst, even);
+        } else {
+            gather_channels(p, io, channels, row, &window, dst, d->strip.channel_pitch);
+        }
+        if (++oh == p->out_h) oh = 0, od++;
+    }
+}
+
 /* The strip of a filter of one tap: the block's pixels one after the other, for each channel. */
 static void direct_fill_flat(const conv_problem *p, const conv_io *io, const direct_plan *d, const direct_block *b,
                              int64_t x, int64_t count) {
     const int dense = input_is_dense(p, io);
     for (int64_t c = 0, channels; c < count; c += channels, x += channels * io->x_stride_c) {
-        real *dst = b->strip + c * d->strip.channel_pitch;
+        real *const dst = b->strip + c * d->strip.channel_pitch;
         channels = dense ? 1 : channels_at_once(io, count - c);
-        int64_t pixel = b->ow;
-        if (dense) {
-            load_elements(p->x_type, io->x, x + pixel, 1, b->cols, dst);
-            continue;
-        }
-        while (pixel < b->ow + b->cols) {
-            const int64_t row = pixel / p->out_w, ow = pixel % p->out_w;
-            const int64_t length = min_i64(p->out_w - ow, b->ow + b->cols - pixel);
-            const row_window window = row_window_of(p, io, 0, ow, length);
-            gather_channels(p, io, channels, input_row(p, io, x, row / p->out_h, row % p->out_h, 0, 0), &window, dst,
-                            d->strip.channel_pitch);
-            dst += length;
-            pixel += length;
-        }
+        if (dense)
+            load_elements(p->x_type, io->x, x + b->ow, 1, b->cols, dst);
+        else
+            fill_pixels(p, io, d, b, x, channels, dst);
     }
 }
 
