@@ -164,32 +164,6 @@ static int x_is_operand(const conv_problem *p, const conv_io *io, const direct_p
     return first % sizeof(real) == 0 && apart % 512 != 0 && (VECTOR_BYTES == 64 || apart % 16 == 0);
 }
 
-/* totals += strip * weights of one panel, for one chain [k0, k1) of the strip's depth. The weights that come next in
- * memory are the next chain's or panel's: the first tiles fetch them into L2, a line for every other term each, since
- * they come from L3 or memory for layers of more than a few hundred channels, and the first tile would wait for them.
- */
-static void direct_panel(const direct_plan *d, const direct_block *b, int64_t vectors, const real *weights, int64_t k0,
-                         int64_t k1, int add, real *totals) {
-    const int64_t tiles = ceil_div(b->cols, direct_most_pixels(vectors));
-    const int64_t size = b->cols / tiles, larger = b->cols % tiles, pitch = d->vectors * LANES;
-    const int64_t width = vectors * LANES, next = (k1 - k0) * width * (int64_t)sizeof(real);
-    direct_operands o = {k1 - k0, b->offsets + k0, NULL, weights + k0 * width, totals, pitch, add, 0};
-    const int64_t lines = 2 * width * (int64_t)sizeof(real) / CONV_ALIGN, all = b->rows * tiles;
-    int64_t line = 0, due = 0;
-    for (int64_t r = 0; r < b->rows; r++) {
-        o.strip = b->strip + r * d->strip.row_step;
-        for (int64_t tile = 0; tile < tiles; tile++) {
-            const int64_t s = size + (tile < larger);
-            due += lines;
-            o.fetch = due >= all ? next + line++ * CONV_ALIGN : 0;
-            due -= due >= all ? all : 0;
-            direct_tile_of(s, vectors, &o);
-            o.strip += s;
-            o.totals += s * pitch;
-        }
-    }
-}
-
 /* Pixels that are neighbours in y, and in a row of the block. */
 typedef struct direct_span {
     int64_t count, y, step;
@@ -205,20 +179,19 @@ static direct_span direct_span_at(const conv_problem *p, const conv_io *io, cons
                          n + od * io->y_stride_d + oh * io->y_stride_h + ow * io->y_stride_w, io->y_stride_w};
 }
 
-/* y = activation(totals + bias + residual) for one panel. */
+/* y = activation(totals + bias + residual) for row r of one panel. */
 static void direct_store(const conv_problem *p, const conv_io *io, const direct_plan *d, const direct_block *b,
-                         int64_t m, const real *totals) {
+                         int64_t m, int64_t r, const real *totals) {
     const int64_t pitch = d->vectors * LANES, channel = b->group * p->oc + m;
     const real *bias = io->bias ? (const real *)io->bias + channel : NULL;
-    for (int64_t r = 0; r < b->rows; r++)
-        for (int64_t column = 0; column < b->cols;) {
-            const direct_span s = direct_span_at(p, io, d, b, r, column);
-            const totals_run run = {
-                totals, pitch, s.count, min_i64(pitch, b->m1 - m), bias, s.y + channel * io->y_stride_c, s.step};
-            store_totals(p, io, &run);
-            column += s.count;
-            totals += s.count * pitch;
-        }
+    for (int64_t column = 0; column < b->cols;) {
+        const direct_span s = direct_span_at(p, io, d, b, r, column);
+        const totals_run run = {totals, pitch, s.count, min_i64(pitch, b->m1 - m), bias, s.y + channel * io->y_stride_c,
+                                s.step};
+        store_totals(p, io, &run);
+        column += s.count;
+        totals += s.count * pitch;
+    }
 }
 
 /* The same where pixels are in lanes: LANES channels of them, as they lie in y where it has channels last. */
@@ -299,20 +272,66 @@ static void direct_multiply_pixels(const conv_problem *p, const conv_io *io, con
     }
 }
 
-/* totals += strip * weights for all panels and chains. weights: where those of the strip's input channels begin. */
-static void direct_multiply(const conv_problem *p, const direct_plan *d, const direct_block *b, const real *weights,
-                            int64_t depth, int add) {
-    const int64_t panel = d->vectors * LANES, chain = direct_chain(p, depth), pixels = b->rows * b->cols;
-    for (int64_t m = b->m0; m < b->m1; m += panel)
-        for (int64_t k0 = 0; k0 < depth; k0 += chain)
-            direct_panel(d, b, min_i64(d->vectors, ceil_div(b->m1 - m, LANES)), weights + m * depth, k0,
-                         min_i64(k0 + chain, depth), add || k0 > 0, b->totals + (m - b->m0) * pixels);
+/* Terms [k0, k1) of a strip's depth. */
+typedef struct direct_chain_of {
+    int64_t k0, k1;
+    int add, only; /* to the totals so far; the sum is complete */
+} direct_chain_of;
+
+/* totals += strip * weights of one panel, for one chain; if that is all there is, a row goes to y while L1 holds it.
+ * The weights that come next in memory are the next chain's or panel's: the first tiles fetch them into L2, a line for
+ * every other term each, since they come from L3 or memory for layers of more than a few hundred channels, and the
+ * first tile would wait for them.
+ */
+static void direct_panel(const conv_problem *p, const conv_io *io, const direct_plan *d, const direct_block *b,
+                         int64_t m, const direct_chain_of *chain, const real *weights, real *totals) {
+    const int64_t vectors = min_i64(d->vectors, ceil_div(b->m1 - m, LANES)), k0 = chain->k0, k1 = chain->k1;
+    const int64_t tiles = ceil_div(b->cols, direct_most_pixels(vectors));
+    const int64_t size = b->cols / tiles, larger = b->cols % tiles, pitch = d->vectors * LANES;
+    const int64_t width = vectors * LANES, next = (k1 - k0) * width * (int64_t)sizeof(real);
+    direct_operands o = {k1 - k0, b->offsets + k0, NULL, weights + k0 * width, totals, pitch, chain->add, 0};
+    const int64_t lines = 2 * width * (int64_t)sizeof(real) / CONV_ALIGN, all = b->rows * tiles;
+    int64_t line = 0, due = 0;
+    for (int64_t r = 0; r < b->rows; r++) {
+        real *const row = o.totals;
+        o.strip = b->strip + r * d->strip.row_step;
+        for (int64_t tile = 0; tile < tiles; tile++) {
+            const int64_t s = size + (tile < larger);
+            due += lines;
+            o.fetch = due >= all ? next + line++ * CONV_ALIGN : 0;
+            due -= due >= all ? all : 0;
+            direct_tile_of(s, vectors, &o);
+            o.strip += s;
+            o.totals += s * pitch;
+        }
+        if (chain->only) {
+            direct_store(p, io, d, b, m, r, row);
+            o.totals = row;
+        }
+    }
+}
+
+/* totals += strip * weights for all panels and chains of a block of input channels, the last one or not. weights: where
+ * those of its channels begin. */
+static void direct_multiply(const conv_problem *p, const conv_io *io, const direct_plan *d, const direct_block *b,
+                            const real *weights, int64_t depth, int add, int last) {
+    const int64_t panel = d->vectors * LANES, terms = direct_chain(p, depth), pixels = b->rows * b->cols;
+    for (int64_t m = b->m0; m < b->m1; m += panel) {
+        real *const totals = b->totals + (m - b->m0) * pixels;
+        for (int64_t k0 = 0; k0 < depth; k0 += terms) {
+            const direct_chain_of chain = {k0, min_i64(k0 + terms, depth), add || k0 > 0,
+                                           last && !add && terms >= depth};
+            direct_panel(p, io, d, b, m, &chain, weights + m * depth, totals);
+        }
+        for (int64_t r = 0; last && (add || terms < depth) && r < b->rows; r++)
+            direct_store(p, io, d, b, m, r, totals + r * b->cols * panel);
+    }
 }
 
 static void direct_run(const conv_problem *p, const conv_io *io, size_t task, void *scratch) {
     const direct_plan d = direct_plan_of(p);
     direct_block b = direct_block_of(p, &d, task, scratch);
-    const int64_t panel = d.vectors * LANES, all = direct_packed_channels(p), pixels = b.rows * b.cols;
+    const int64_t all = direct_packed_channels(p);
     const int64_t x = b.n * io->x_stride_n + b.group * p->ic * io->x_stride_c;
     const real *packed = (const real *)io->packed + b.group * d.depth * all;
     const int in_place = d.flat && x_is_operand(p, io, &d, &b);
@@ -330,10 +349,9 @@ static void direct_run(const conv_problem *p, const conv_io *io, size_t task, vo
             direct_fill_flat(p, io, &d, &b, x + c0 * io->x_stride_c, count);
         else
             strip_fill(p, io, &d.strip, x + c0 * io->x_stride_c, count, b.od, b.oh, b.ow, b.strip);
-        direct_multiply(p, &d, &b, packed + c0 * d.taps * all, depth, block > 0);
+        direct_multiply(p, io, &d, &b, packed + c0 * d.taps * all, depth, block > 0, block + 1 == d.blocks);
         if (b.rest) direct_multiply_pixels(p, io, &d, &b, packed + c0 * d.taps * all, depth, block > 0);
     }
-    for (int64_t m = b.m0; m < b.m1; m += panel) direct_store(p, io, &d, &b, m, b.totals + (m - b.m0) * pixels);
     if (!pixels_are_final(p, io, &d, &b)) direct_store_pixels(p, io, &d, &b);
 }
 
