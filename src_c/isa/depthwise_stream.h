@@ -68,7 +68,6 @@ INLINE vec stream_masked(vec v, const real *mask) { return (vec)((stream_bits)v 
 /* Taps as shuffles of fewer loads. With 64 bytes every load ends in another line, which takes as long as two loads, but
  * a shuffle half as long as one (Zen 5; 3 x 3 taps in L2: 6.4 cycles a vector, 8.4 with three loads). */
 #if VECTOR_BYTES == 64 && defined(VEC_CAN_SHUFFLE)
-#include <immintrin.h>
 #define STREAM_SHUFFLES 1
 /* The vectors after a and b have been moved by one or two elements; what lies between those at x and at x + 2. */
 #define STREAM_MOVED(j, s) ((j) + (s))
@@ -186,17 +185,6 @@ INLINE void stream_store_pairs(char *y, int64_t columns, const vec sum[2]) {
     memcpy(y + last, all + last, half);
 }
 
-/* The first `count` elements of v. */
-INLINE void stream_store_first(real *y, vec v, int64_t count) {
-#if STREAM_SHUFFLES && CONV_BITS(CONV_DTYPE) == 32
-    _mm512_mask_storeu_ps(y, (__mmask16)((1u << count) - 1), (__m512)v);
-#elif STREAM_SHUFFLES
-    _mm512_mask_storeu_pd(y, (__mmask8)((1u << count) - 1), (__m512d)v);
-#else
-    memcpy(y, &v, (size_t)count * sizeof(real));
-#endif
-}
-
 INLINE void stream_store(const int step, const int32_t type, const int parts, const int clamped, const stream_job *j,
                          int64_t r, vec sum[2], vec bias) {
     UNROLL
@@ -213,7 +201,7 @@ INLINE void stream_store(const int step, const int32_t type, const int parts, co
     const int64_t before = (parts - 1) * LANES;
     if (parts == 2) vec_store((real *)y, sum[0]);
     if (j->columns < before + LANES)
-        stream_store_first((real *)y + before, sum[parts - 1], j->columns - before);
+        store_few((real *)y + before, sum[parts - 1], j->columns - before);
     else
         vec_store((real *)y + before, sum[parts - 1]);
 }

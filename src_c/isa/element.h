@@ -22,6 +22,17 @@ INLINE void copy_few(real *restrict dst, const real_unaligned *restrict src, int
     }
 }
 
+/* The first elements of a vector. */
+INLINE void store_few(real *dst, vec v, int64_t count) {
+#if defined(__AVX512F__) && CONV_BITS(CONV_DTYPE) == 32
+    _mm512_mask_storeu_ps(dst, (__mmask16)((1u << count) - 1), (__m512)v);
+#elif defined(__AVX512F__)
+    _mm512_mask_storeu_pd(dst, (__mmask8)((1u << count) - 1), (__m512d)v);
+#else
+    copy_few(dst, (const real_unaligned *)&v, count);
+#endif
+}
+
 /* count native elements from src, step apart: nothing beyond either end is read or written. */
 INLINE void copy_strided(real *restrict dst, const real_unaligned *restrict src, int64_t step, int64_t count) {
     const real *from = (const real *)src;

@@ -85,11 +85,21 @@ INLINE void store_block(const int32_t plain, const conv_problem *p, const conv_i
     int64_t y = r->y + channel * io->y_stride_c + pixel * r->step;
     const int whole = pixels == LANES && r->step == 1;
     vec_values rows[LANES];
+    if (whole && plain != NOT_PLAIN && channels == LANES) { /* in registers */
+        UNROLL
+        for (int i = 0; i < LANES; i++, totals += r->pitch) rows[i].all = vec_load(totals) + bias;
+        vec_transpose(&rows[0].all);
+        UNROLL
+        for (int c = 0; c < LANES; c++, y += io->y_stride_c) store_vector(plain, io->y, y, rows[c].all);
+        return;
+    }
     for (int i = 0; i < LANES; i++) rows[i].all = i < pixels ? vec_load(totals + i * r->pitch) + bias : vec_zero();
     vec_transpose(&rows[0].all);
     for (int64_t c = 0; c < channels; c++, y += io->y_stride_c)
         if (whole && plain != NOT_PLAIN)
             store_vector(plain, io->y, y, rows[c].all);
+        else if (plain == CONV_NATIVE && r->step == 1)
+            store_few((real *)io->y + y, rows[c].all, pixels);
         else if (plain == CONV_NATIVE)
             for (int64_t i = 0; i < pixels; i++) ((real *)io->y)[y + i * r->step] = rows[c].lane[i];
         else if (whole)

@@ -9,6 +9,9 @@
 
 #include <stdint.h>
 #include <string.h>
+#if defined(__AVX512F__)
+#include <immintrin.h> /* for what vector extensions cannot name */
+#endif
 
 #define CONV_JOIN_(a, b, c) a##_##b##_##c
 #define CONV_JOIN(a, b, c) CONV_JOIN_(a, b, c)

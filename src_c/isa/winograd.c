@@ -228,26 +228,41 @@ static void winograd_input(const winograd_task *t, real *v) {
         winograd_input_tiles(t->z, t->plan.row_pitch, t->at + i, v + i, t->plan.element);
 }
 
+/* Tiles side by side that are put in order together: 64 pixels of 4 rows are 16 KiB of L1. */
+enum { OUTPUT_TILES = 16 };
+
+/* LANES output channels from k on of the tiles [first, last) of a run, by way of sums[4][pixel][LANES]. y: where the
+ * task's first output channel begins. */
+static void winograd_output_run(const winograd_task *t, const conv_io *io, const winograd_span *r, int64_t first,
+                                int64_t last, int64_t k, int64_t y, int64_t oc) {
+    real sums[4 * 4 * OUTPUT_TILES * LANES] __attribute__((aligned(CONV_ALIGN)));
+    const int64_t step_h = t->p.dilation_h * io->y_stride_h, step_w = t->p.dilation_w * io->y_stride_w;
+    const int64_t skip = r->ow + 4 * first - tile_column(r, first); /* where the first of them is the last of its row */
+    const int64_t column = tile_column(r, first) + skip, pixels = tile_column(r, last - 1) + 4 - column;
+    const int64_t at = y + r->y + k * io->y_stride_c + column * step_w, pitch = 4 * OUTPUT_TILES;
+    const real *m = t->m + (r->first + first) * t->plan.m_pitch + k / WINOGRAD_NR * ELEMENTS * WINOGRAD_NR;
+    for (int64_t i = first; i < last; i++, m += t->plan.m_pitch) {
+        /* Four tiles fill a cache line of floats: while they do, one of each of the four rows. */
+        const int64_t line = at + (i & 3) * step_h + ((i - first) & ~3) * 4 * step_w;
+        for (int c = 0; c < LANES; c++) __builtin_prefetch((real *)io->y + line + c * io->y_stride_c, 1);
+        winograd_output_tile(m + k % WINOGRAD_NR, r->ow + 4 * i - tile_column(r, i),
+                             sums + (tile_column(r, i) - column) * LANES, pitch);
+    }
+    for (int64_t i = r->skip_rows; i < 4; i++) {
+        const totals_run run = {sums + i * pitch * LANES, LANES, pixels, min_i64(oc - k, LANES), t->bias + k,
+                                at + i * step_h,          step_w};
+        if (oc > k) store_totals(&t->p, io, &run);
+    }
+}
+
 /* y: where the first of the task's oc output channels begins. */
 static void winograd_output(const winograd_task *t, const conv_io *io, int64_t y, int64_t oc) {
-    tile_output o = {.p = &t->p,
-                     .io = io,
-                     .step_c = io->y_stride_c,
-                     .step_h = t->p.dilation_h * io->y_stride_h,
-                     .step_w = t->p.dilation_w * io->y_stride_w};
-    for (const winograd_span *r = t->run; r < t->run + t->runs; r++)
-        for (int64_t panel = 0; panel < t->panels; panel++)
-            for (int64_t i = 0; i < r->count; i++)
-                for (int64_t k = panel * WINOGRAD_NR; k < (panel + 1) * WINOGRAD_NR; k += LANES) {
-                    const int64_t ow = tile_column(r, i), lane = k - panel * WINOGRAD_NR;
-                    const real *m = t->m + (r->first + i) * t->plan.m_pitch + panel * ELEMENTS * WINOGRAD_NR + lane;
-                    o.y = y + r->y + k * o.step_c + ow * o.step_w;
-                    o.channels = oc - k, o.skip_rows = r->skip_rows, o.skip_columns = r->ow + 4 * i - ow;
-                    /* Four tiles fill a cache line of floats: while they do, the next line of each of the four rows. */
-                    for (int c = 0; c < LANES; c++)
-                        __builtin_prefetch((real *)io->y + o.y + c * o.step_c + (i & 3) * o.step_h + 16 * o.step_w, 1);
-                    winograd_output_tile(m, vec_load(t->bias + k), o);
-                }
+    for (const winograd_span *r = t->run; r < t->run + t->runs; r++) {
+        const int64_t parts = ceil_div(r->count, OUTPUT_TILES);
+        for (int64_t k = 0; k < t->panels * WINOGRAD_NR; k += LANES)
+            for (int64_t i = 0; i < parts; i++)
+                winograd_output_run(t, io, r, r->count * i / parts, r->count * (i + 1) / parts, k, y, oc);
+    }
 }
 
 static size_t winograd_scratch_bytes(const conv_problem *p) {

@@ -149,55 +149,8 @@ INLINE void winograd_input_tiles(const real *z, int64_t pitch, const int32_t *at
     for (int i = 0; i < 6; i++) winograd_input_row(z + i * pitch, at, v + 6 * i * element, element);
 }
 
-/* Where LANES output channels of a tile go. */
-typedef struct tile_output {
-    const conv_problem *p;
-    const conv_io *io;
-    int64_t y, step_c, step_h, step_w;
-    int64_t channels, skip_rows, skip_columns; /* skipped outputs belong to other tiles */
-} tile_output;
-
-/* Elements of a quad, as they are stored: narrow ones have two bytes (the rows of 64 bits have none). */
-INLINE void copy_quad(int32_t type, char *to, const char *from) {
-    if (type == CONV_NATIVE)
-        memcpy(to, from, sizeof(quad));
-    else
-        memcpy(to, from, 8);
-}
-
-/* The quads of every fourth channel, the first one's at y: what there is to do between the sums and y. */
-static inline void finish_quads(const tile_output *o, vec sum, int64_t y) {
-    const int32_t type = o->p->y_type;
-    const int64_t size = element_bytes(type);
-    char quads[(LANES < 4 ? 4 : LANES) * sizeof(real)] = {0}, *to = (char *)o->io->y;
-    if (o->io->residual) {
-        for (int64_t i = 0; i < LANES; i += 4)
-            copy_quad(type, quads + i * size, (const char *)o->io->residual + (y + i * o->step_c) * size);
-        sum += load_vector(type, quads, 0);
-    }
-    if (o->p->activation != CONV_IDENTITY) sum = activate(o->p, sum);
-    store_vector(type, quads, 0, sum);
-    for (int64_t i = 0; i < LANES; i += 4) copy_quad(type, to + (y + i * o->step_c) * size, quads + i * size);
-}
-
-/* Four outputs of LANES channels, as transpose_quads left them. */
-INLINE void store_quads(const tile_output *o, vec v[4], int64_t y) {
-    const int64_t channels = min_i64(o->channels, LANES);
-    real *to = (real *)o->io->y + y;
-    if (channels < LANES || o->skip_columns > 0 || o->step_w != 1) {
-        for (int64_t c = 0; c < channels; c++)
-            finish_run(o->p, o->io, (real *)&v[c % 4] + c / 4 * 4 + o->skip_columns, 4 - o->skip_columns,
-                       y + c * o->step_c + o->skip_columns * o->step_w, o->step_w);
-    } else if (!output_is_plain(o->p, o->io)) {
-        for (int j = 0; j < 4; j++) finish_quads(o, v[j], y + j * o->step_c);
-    } else {
-        UNROLL
-        for (int c = 0; c < LANES; c++) *(quad *)(to + c * o->step_c) = ((const quad *)&v[c % 4])[c / 4];
-    }
-}
-
-/* A^T M A + bias, m[36][NR]. */
-INLINE void winograd_output_tile(const real *m, vec bias, tile_output o) {
+/* sums[4 rows][pitch pixels][LANES] = A^T M A of a tile, m[36][NR], but for its first columns. */
+INLINE void winograd_output_tile(const real *m, int64_t skip_columns, real *sums, int64_t pitch) {
     vec columns[6][4];
     UNROLL
     for (int j = 0; j < 6; j++) {
@@ -206,15 +159,15 @@ INLINE void winograd_output_tile(const real *m, vec bias, tile_output o) {
         for (int i = 0; i < 6; i++) d[i] = vec_load(m + (6 * i + j) * WINOGRAD_NR);
         winograd_output_1d(d, columns[j]);
     }
-    for (int64_t i = o.skip_rows; i < 4; i++) {
+    UNROLL
+    for (int i = 0; i < 4; i++) {
         vec d[6], v[4];
         UNROLL
         for (int j = 0; j < 6; j++) d[j] = columns[j][i];
         winograd_output_1d(d, v);
         UNROLL
-        for (int j = 0; j < 4; j++) v[j] += bias;
-        transpose_quads(v);
-        store_quads(&o, v, o.y + i * o.step_h);
+        for (int j = 0; j < 4; j++)
+            if (j >= skip_columns) vec_store(sums + (i * pitch + j) * LANES, v[j]);
     }
 }
 
