@@ -52,10 +52,22 @@ static void pack_chunk(void *context, int64_t tap, int64_t taps) {
         for (int64_t o = 0; o < c->channels; o++) *c->dst++ = c->src[o * c->channel_stride + tap + k * c->tap_stride];
 }
 
+/* Whether the chunks are single taps in the order of the filter. */
+static int is_in_order(const conv_problem *p, const dw_plan *s) {
+    const int one_by_one = s->chunk == 1 && s->channels == 1;
+    return one_by_one &&
+           (s->across ? p->kernel_h == 1 && s->chunk_stride >= p->kernel_w : s->chunk_stride == p->kernel_h);
+}
+
 static void depthwise_pack(const conv_problem *p, const void *w, void *packed, size_t task) {
     const dw_plan s = dw_plan_of(p);
     const int64_t taps = dw_taps(p), first = (int64_t)task * GROUPS_PER_PACK * p->oc;
     const int64_t last = min_i64(first + GROUPS_PER_PACK * p->oc, p->groups * p->oc);
+    if (is_in_order(p, &s)) {
+        memcpy((real *)packed + first * p->ic * taps, (const real *)w + first * p->ic * taps,
+               (size_t)((last - first) * p->ic * taps) * sizeof(real));
+        return;
+    }
     pack_context context = {NULL, (real *)packed + first * p->ic * taps, s.chunk_stride, 0, p->ic * taps};
     if (!s.across) context.tap_stride *= p->kernel_w;
     for (int64_t m = first; m < last; m += context.channels) {

@@ -89,7 +89,8 @@ INLINE int padding_is_narrow(const conv_problem *p) {
  * measured on Zen 3 with AVX2, 16 of them a cycle: those of the GEMM run at four fifths of the direct kernel's speed;
  * the transforms take 30 cycles for each tile and input channel, 20 for an output channel, 40 more each where pixels
  * are not neighbours; a weight takes half a cycle from L3 and a whole one from memory (8 and 4 bytes a cycle) unless
- * the multiplications hide it. */
+ * the multiplications hide it. Packing raw weights takes 5 to 9 ns more for each filter than direct's (Zen 5: 64 to 256
+ * channels of 14 x 14 take 0.63 to 0.93 of direct's time nevertheless, those of 10 x 10 as much). */
 static int winograd_is_faster(const conv_problem *p, const winograd_plan *g) {
     const double ic = (double)p->ic, oc = (double)(g->panels * WINOGRAD_NR), apart = p->dilation_w > 1 ? 640 : 0;
     const double tiles = (double)(p->out_d * g->sub_h * g->sub_w) * (double)(g->tiles_h * g->tiles_w);
@@ -97,20 +98,15 @@ static int winograd_is_faster(const conv_problem *p, const winograd_plan *g) {
     const double l3 = 16 << 20, load = (weights * sizeof(real) > l3 ? 0.5 : 0.25) * VECTOR_BYTES;
     const double multiply = 1.25 * block > load ? 1.25 : load / block;
     const double transform = (480 + apart) * ic * (double)g->panel_blocks + (320 + apart) * oc;
-    const double pixels = (double)(p->out_d * p->out_h) * (double)p->out_w;
-    return tiles * (weights * multiply + transform) < 9 * ic * (double)p->oc * pixels;
+    const double pixels = (double)(p->out_d * p->out_h) * (double)p->out_w, pack = p->raw ? 700 * ic * oc : 0;
+    return tiles * (weights * multiply + transform) + pack < 9 * ic * (double)p->oc * pixels;
 }
-
-/* Packing transforms every filter, 14 to 25 ns each and its share of fresh pages (Zen 3): for one call it pays from 140
- * outputs on with 64 x 64 channels, from 280 with 128 x 128 and 350 with 256 x 256. */
-#define WINOGRAD_RAW_OUTPUTS 300
 
 /* The bound of 16 u sum |x w| needs 32 channels: the error grows with the root of their number, the sum with the
  * number. The largest of 2 * 10^6 outputs in corners of padded images: 13.6 for normal data; for data of one sign 13.2
  * from 63 channels on, and with 32 to 56, where two outputs passed 15, 16.5. More than 2048 were not tried. Two lanes
  * (doubles in 16 bytes) are less than a quad. */
 static int winograd_accepts(const conv_problem *p) {
-    if (p->raw && p->out_h * p->out_w < WINOGRAD_RAW_OUTPUTS) return 0;
     if (LANES < 4 || p->exact || p->ic < 32 || p->ic > 2048 || p->oc == 0) return 0;
     if (p->kernel_d != 1 || p->kernel_h != 3 || p->kernel_w != 3 || p->stride_h != 1 || p->stride_w != 1) return 0;
     if (p->out_h / 4 < p->dilation_h || p->out_w / 4 < p->dilation_w) return 0;
