@@ -68,6 +68,9 @@ static inline void strip_fill_rows(const conv_problem *p, const conv_io *io, con
     const int64_t bottom = max_i64(min_i64(p->in_h - h, s->row_slots), top);
     const real value = real_of(p->pad_value);
     int64_t from = begin + (h + top) * io->x_stride_h + (w->first + w->begin * p->stride_w) * io->x_stride_w;
+    /* A short row: a whole vector where x has one, of which the next row stores over what is too much. */
+    const int whole = p->x_type == CONV_NATIVE && p->stride_w == 1 && io->x_stride_w == 1 && io->x_stride_h >= 0 &&
+                      s->planes == 1 && inside < LANES;
     for (int64_t r = 0; r < s->row_slots; r++, slot += s->row_pitch) {
         if (r < top || r >= bottom || inside == 0) {
             fill_padding(p, io, NO_ROW, w, 0, w->count, slot);
@@ -75,10 +78,14 @@ static inline void strip_fill_rows(const conv_problem *p, const conv_io *io, con
         }
         if (w->begin > 0) slot[0] = value; /* one is the rule: no loop */
         for (int64_t i = 1; i < w->begin; i++) slot[i] = value;
+        if (ahead) fetch_run(p, io, from + ahead, inside);
+        const int64_t left = (p->in_h - 1 - h - r) * io->x_stride_h + p->in_w - w->first - w->begin;
+        if (whole && left >= LANES && (s->row_slots - r) * s->row_pitch - w->begin >= LANES)
+            vec_store(slot + w->begin, vec_load((const real *)io->x + from));
+        else
+            load_elements(p->x_type, io->x, from, w->step, inside, slot + w->begin);
         if (w->end < w->count) slot[w->end] = value;
         for (int64_t i = w->end + 1; i < w->count; i++) slot[i] = value;
-        if (ahead) fetch_run(p, io, from + ahead, inside);
-        load_elements(p->x_type, io->x, from, w->step, inside, slot + w->begin);
         from += io->x_stride_h;
     }
 }
