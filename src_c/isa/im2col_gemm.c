@@ -74,10 +74,29 @@ static void copy_columns(const conv_problem *p, const conv_io *io, const gemm_pl
     }
 }
 
+/* The same of a filter of one tap that has a stride or padding: what a run of pixels reads is found once for all
+ * channels. */
+static void gather_pixels(const conv_problem *p, const conv_io *io, const gemm_plan *g, int64_t x,
+                          const pixel_run *runs, int64_t run_count, int64_t kc, real *columns) {
+    int64_t filled = 0;
+    for (const pixel_run *run = runs; run < runs + run_count; filled += run++->count) {
+        int64_t row = input_row(p, io, x, run->od, run->oh, 0, 0);
+        const row_window window = row_window_of(p, io, 0, run->ow, run->count);
+        const int64_t inside = window.end - window.begin, step = row == NO_ROW ? 0 : io->x_stride_c;
+        const int64_t first = window.first + window.begin * p->stride_w + FETCHED * io->x_stride_c;
+        for (int64_t k = 0; k < kc; k++, row += step) {
+            if (k + FETCHED < kc && step && inside > 0 && io->x_stride_w == 1)
+                fetch_run(p, io, row + first, (inside - 1) * window.step + 1);
+            gather_row(p, io, row, &window, columns + k * g->pitch + filled);
+        }
+    }
+    for (int64_t k = 0; k < kc; k++)
+        for (int64_t i = filled; i % NR; i++) columns[k * g->pitch + i] = 0;
+}
+
 /* columns[k - k0][...] for the depths [k0, k0 + kc); what is beyond the last pixel is zero. */
 static void gather_columns(const conv_problem *p, const conv_io *io, const gemm_plan *g, int64_t group,
                            const pixel_run *runs, int64_t run_count, int64_t k0, int64_t kc, real *columns) {
-    const int ahead = g->plane == 1 && io->x_stride_w == 1;
     int64_t c = k0 / g->plane, tap = k0 % g->plane;
     int64_t kd = tap / (p->kernel_h * p->kernel_w), kh = tap / p->kernel_w % p->kernel_h, kw = tap % p->kernel_w;
     for (int64_t k = 0, channels; k < kc; k += channels, columns += channels * g->pitch) {
@@ -88,9 +107,6 @@ static void gather_columns(const conv_problem *p, const conv_io *io, const gemm_
             const pixel_run *run = &runs[r];
             const int64_t row = input_row(p, io, channel, run->od, run->oh, kd, kh);
             const row_window window = row_window_of(p, io, kw * p->dilation_w, run->ow, run->count);
-            if (ahead && k + FETCHED < kc && row != NO_ROW && window.begin < window.end)
-                fetch_run(p, io, row + FETCHED * io->x_stride_c + window.first + window.begin * p->stride_w,
-                          (window.end - window.begin - 1) * window.step + 1);
             gather_channels(p, io, channels, row, &window, columns + filled, g->pitch);
             filled += run->count;
         }
@@ -319,6 +335,8 @@ static void gemm_group_run(const gemm_task *t, int64_t x, int64_t y, const real 
         }
         if (dense)
             copy_columns(p, t->io, g, from + copied, pixels - copied, kc, t->columns + copied);
+        else if (g->plane == 1 && channels_at_once(t->io, kc) == 1)
+            gather_pixels(p, t->io, g, x + k0 * t->io->x_stride_c, t->runs, t->run_count, kc, t->columns);
         else
             gather_columns(p, t->io, g, x, t->runs, t->run_count, k0, kc, t->columns);
         for (int64_t m = t->m0; m < t->m1; m += MC)
