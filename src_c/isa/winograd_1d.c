@@ -42,8 +42,7 @@ typedef struct line_plan {
     int64_t pitch, element; /* of V: T in whole vectors; from one of the 6 matrices to the next */
     int64_t m_pitch;        /* of M: from one tile to the next */
     int64_t row, reads;     /* of z: a row; all rows */
-    int gathered;           /* each remainder's pixels are a row of z of their own */
-    int shared; /* rows of z are the input's, and outputs share them; or each output has its kernel_h rows */
+    int gathered, shared;   /* each remainder has a row of z of its own; outputs share rows of z, or have their own */
 } line_plan;
 
 /* Rows of z: those that pieces share, where that is fewer. Pieces of one column, whose rows are neighbours, are a
@@ -60,10 +59,10 @@ static void line_plan_rows(const conv_problem *p, line_plan *g) {
     if (g->shared) g->reads = all;
 }
 
-/* 64 terms of V (floats), of T = 85 tiles for 512 KiB: 21 KiB of L1 for one element beside U [64][NR], 4 KiB; but 8
- * blocks of terms at most, as adding them up decides the error of many. 128 output channels (floats) in a task, so that
- * one image of 512 has 4 of them; but each transforms its input itself: up to 512 where there are more blocks of tiles
- * and M fits L2 (8 images of 7x7 pixels, 512 to 512 channels: 0.8 of the time on Zen 3). */
+/* 64 terms of V (floats), of T = 85 tiles for 512 KiB: 21 KiB of L1 for one element beside U [64][NR]; but 8 blocks of
+ * terms at most, as adding them up decides the error of many. 128 output channels (floats) in a task, 4 tasks of 512;
+ * but each transforms its input itself: up to 512 where there are more blocks and M fits L2 (8 images of 7x7 pixels:
+ * 0.8 of the time on Zen 3). */
 static line_plan line_plan_of(const conv_problem *p) {
     const int64_t size = sizeof(real), dilation = p->dilation_w, l2 = cpu_cache_sizes()->l2;
     line_plan g;
@@ -196,6 +195,7 @@ typedef struct line_task {
     line_plan plan;
     conv_problem p; /* as z's pixels are read: a dilation may be the stride */
     int64_t panels, tiles, count;
+    int64_t ahead; /* how far the channel lies that is fetched, where rows are long, or 0 */
     line_segment *segment;
     int32_t *at; /* where in z each tile begins, for the first tap */
     real *z, *v, *m, *sums, *bias;
@@ -252,7 +252,9 @@ static void line_gather(const line_task *t, const conv_io *io, const line_segmen
     const row_window w = row_window_of(p, io, column, 0, min_i64(count, used));
     for (int64_t r = 0; r < l->reads; r++, z += t->plan.row) {
         const int64_t h = pad_index(l->h + r * step, p->in_h, p->pad_mode);
-        gather_row(p, io, image == NO_ROW || h < 0 ? NO_ROW : image + h * io->x_stride_h, &w, z);
+        const int64_t row = image == NO_ROW || h < 0 ? NO_ROW : image + h * io->x_stride_h;
+        if (t->ahead && row != NO_ROW) fetch_run(p, io, row + t->ahead + w.first + w.begin, w.end - w.begin);
+        gather_row(p, io, row, &w, z);
     }
 }
 
@@ -341,6 +343,7 @@ static void winograd_1d_run(const conv_problem *p, const conv_io *io, size_t tas
     const int64_t block = (int64_t)task % g->blocks, rest = (int64_t)task / g->blocks, group = rest / g->panel_blocks;
     const int64_t first = rest % g->panel_blocks * g->task_panels, every = p->n * p->out_d * p->out_h * g->pieces;
     if (g->gathered) t.p.stride_w = p->dilation_w;
+    if (g->row >= 128 && t.p.stride_w * io->x_stride_w == 1) t.ahead = 2 * io->x_stride_c;
     t.panels = min_i64(g->task_panels, g->panels - first);
     t.v = t.m + g->tiles * g->m_pitch;
     t.sums = t.v + LINE_ELEMENTS * g->element;
