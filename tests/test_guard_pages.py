@@ -78,6 +78,10 @@ def fixed_cases(dtype):
         yield make_case(rng, (1, n, 1, 2 * n), (n, 1, 1, 2), dtype, stride=(1, 2), groups=n)
     yield make_case(rng, (1, 140, 7, 9), (31, 140, 3, 3), dtype, padding=1)
     yield make_case(rng, (1, 300, 3, 3), (3, 300, 3, 3), dtype)
+    mode = "replicate" if np.dtype(dtype).kind == "f" else "zeros"  # rows above the image that are read again
+    for n in range(3, 40, 3):
+        yield make_case(rng, (1, 83, 3, n), (8, 83, 1, 1), dtype, padding=(1, 0), stride=(1, 2), padding_mode=mode)
+        yield make_case(rng, (1, 3, 9, 2 * n), (17, 3, 4, 4), dtype, stride=(2, 3 + n % 3), padding=n % 3)
     for n in (16, 18, 19, 33):
         yield make_case(rng, (1, 64, n, n + 1), (64 + n % 3, 64, 3, 3), dtype, padding=n % 2)
         yield make_case(rng, (1, 90, 2 * n + 1), (80 + n, 90, 3), dtype, padding=n % 3, dilation=1 + n % 3)

@@ -99,10 +99,11 @@ static size_t direct_tasks(const conv_problem *p) {
     return (size_t)(p->n * p->groups * (d.flat ? 1 : p->out_d) * d.row_blocks * d.col_blocks * d.oc_blocks);
 }
 
-/* Elements of x from column 0 of row oh on to the end of the last row, where rows follow each other: they all exist. */
+/* Elements of x from column 0 of what row oh reads on to the end of the last row, where rows follow each other: they
+ * all exist. */
 INLINE int64_t elements_left(const conv_problem *p, const conv_io *io, int64_t oh) {
-    const int64_t rows = p->in_h - 1 - (oh * p->stride_h - p->pad_h);
-    return io->x_stride_w == 1 && io->x_stride_h >= 0 ? rows * io->x_stride_h + p->in_w : 0;
+    const int64_t h = oh * p->stride_h - p->pad_h, inside = h >= 0 && h < p->in_h;
+    return inside && io->x_stride_w == 1 && io->x_stride_h >= 0 ? (p->in_h - 1 - h) * io->x_stride_h + p->in_w : 0;
 }
 
 /* The block's pixels of some channels (channels_at_once), a row at a time. Every second element of a short row: a whole

@@ -90,15 +90,16 @@ static inline void strip_fill_rows(const conv_problem *p, const conv_io *io, con
     }
 }
 
-/* Whether two planes, of the even and the odd columns, are read from the same vectors of native rows. */
-INLINE int strip_is_paired(const conv_problem *p, const conv_io *io, const strip_layout *s) {
-    return s->shared_rows && s->shared_cols && s->planes == 2 && p->x_type == CONV_NATIVE && io->x_stride_w == 1 &&
+/* Whether the columns of planes that follow each other are neighbours in x, and read from the same vectors. */
+INLINE int strip_planes_are_neighbours(const conv_problem *p, const conv_io *io, const strip_layout *s) {
+    return s->shared_rows && (s->shared_cols || p->dilation_w == 1) && s->planes > 1 && p->stride_w > 1 &&
+           p->x_type == CONV_NATIVE && io->x_stride_w == 1 && io->x_stride_h >= 0 &&
            (p->pad_mode == CONV_PAD_ZEROS || p->pad_mode == CONV_PAD_CONSTANT);
 }
 
-/* strip_fill_rows for both planes. w: their windows, the columns of which alternate. */
+/* strip_fill_rows for both planes of stride 2. w: their windows, the columns of which alternate. */
 static inline void strip_fill_pairs(const conv_problem *p, const conv_io *io, const strip_layout *s, int64_t begin,
-                                    int64_t h, const row_window w[2], int64_t ahead, real *slot) {
+                                    int64_t h, const row_window *w, int64_t ahead, real *slot) {
     const int64_t top = min_i64(max_i64(-h, 0), s->row_slots), plane = s->plane;
     const int64_t bottom = max_i64(min_i64(p->in_h - h, s->row_slots), top);
     const int64_t first = max_i64(w[0].begin, w[1].begin), last = max_i64(min_i64(w[0].end, w[1].end), first);
@@ -119,6 +120,56 @@ static inline void strip_fill_pairs(const conv_problem *p, const conv_io *io, co
             slot[plane + i] = i >= w[1].begin && i < w[1].end ? x[row + 2 * i + 1] : value;
         }
         row += io->x_stride_h;
+    }
+}
+
+/* dst[k * plane + i] = x[i * step + k] for planes k, at most LANES, and i < count: blocks of whole vectors are
+ * transposed. The last block overlaps the one before. */
+INLINE void strip_transpose(const real_unaligned *x, int64_t step, int64_t planes, int64_t count, int64_t plane,
+                            real *dst) {
+    for (int64_t first = 0; first < count; first += LANES) {
+        const int64_t i = max_i64(min_i64(first, count - LANES), 0);
+        vec rows[LANES];
+        UNROLL
+        for (int j = 0; j < LANES; j++) rows[j] = vec_load((const real *)x + min_i64(i + j, count - 1) * step);
+        vec_transpose(rows);
+        for (int64_t k = 0; k < planes; k++) {
+            if (count >= LANES)
+                vec_store(dst + k * plane + i, rows[k]);
+            else
+                store_few(dst + k * plane, rows[k], count);
+        }
+    }
+}
+
+/* strip_fill_rows for so many planes. w: their windows. */
+static inline void strip_fill_planes(const conv_problem *p, const conv_io *io, const strip_layout *s, int64_t begin,
+                                     int64_t h, const row_window *w, int64_t planes, int64_t ahead, real *slot) {
+    const int64_t top = min_i64(max_i64(-h, 0), s->row_slots), plane = s->plane, stride = p->stride_w;
+    const int64_t bottom = max_i64(min_i64(p->in_h - h, s->row_slots), top);
+    const int64_t end = (p->in_h - 1) * io->x_stride_h + p->in_w; /* of the channel's last row */
+    int64_t first = w[0].begin, last = w[0].end;
+    for (int64_t k = 1; k < planes; k++) first = max_i64(first, w[k].begin), last = min_i64(last, w[k].end);
+    if (last < first) first = last = 0; /* what lies outside both ends: all of it is an edge */
+    const real value = real_of(p->pad_value);
+    const real_unaligned *x = (const real_unaligned *)io->x;
+    for (int64_t r = 0; r < s->row_slots; r++, slot += s->row_pitch) {
+        const int inside = r >= top && r < bottom;
+        const int64_t at = (h + r) * io->x_stride_h + w[0].first, row = begin + at, from = row + first * stride;
+        for (int64_t k = 0; k < planes; k++) {
+            real *const dst = slot + k * plane;
+            for (int64_t i = 0; !inside && i < plane; i++) dst[i] = value;
+            for (int64_t i = 0; inside && i < first; i++) dst[i] = i < w[k].begin ? value : x[row + stride * i + k];
+            for (int64_t i = last; inside && i < plane; i++)
+                dst[i] = i >= w[k].begin && i < w[k].end ? x[row + stride * i + k] : value;
+        }
+        if (!inside || first == last) continue;
+        if (ahead) fetch_run(p, io, from + ahead, stride * (last - first));
+        if (at + (last - 1) * stride + LANES <= end)
+            strip_transpose(x + from, stride, planes, last - first, plane, slot + first);
+        else
+            for (int64_t k = 0; k < planes; k++)
+                load_elements(CONV_NATIVE, x, from + k, stride, last - first, slot + k * plane + first);
     }
 }
 
@@ -146,10 +197,10 @@ INLINE void strip_fill_slice(const conv_problem *p, const conv_io *io, const str
  * same lines one after the other, a channel at a time. */
 static inline void strip_fill(const conv_problem *p, const conv_io *io, const strip_layout *s, int64_t x, int64_t count,
                               int64_t od, int64_t oh, int64_t ow, real *strip) {
-    enum { PLANES = 8, STRIP_AHEAD = 2 };
+    enum { PLANES = LANES, STRIP_AHEAD = 2 };
     row_window windows[PLANES];
     const int64_t slice = s->row_slots * s->row_pitch;
-    const int paired = strip_is_paired(p, io, s);
+    const int neighbours = strip_planes_are_neighbours(p, io, s);
     for (int64_t first = 0; first < s->planes; first += PLANES) {
         const int64_t planes = min_i64(s->planes - first, PLANES);
         for (int64_t i = 0; i < planes; i++)
@@ -161,8 +212,13 @@ static inline void strip_fill(const conv_problem *p, const conv_io *io, const st
             for (int64_t kd = 0; kd < p->kernel_d; kd++) {
                 const int64_t d = pad_index(od * p->stride_d - p->pad_d + kd * p->dilation_d, p->in_d, p->pad_mode);
                 const int64_t from = x + c * io->x_stride_c + d * io->x_stride_d;
-                if (paired && d >= 0) {
-                    strip_fill_pairs(p, io, s, from, oh * p->stride_h - p->pad_h, windows, ahead, slot + kd * slice);
+                const int64_t h = oh * p->stride_h - p->pad_h;
+                if (neighbours && d >= 0 && s->planes == 2 && p->stride_w == 2) {
+                    strip_fill_pairs(p, io, s, from, h, windows, ahead, slot + kd * slice);
+                    continue;
+                }
+                if (neighbours && d >= 0) {
+                    strip_fill_planes(p, io, s, from, h, windows, planes, ahead, slot + kd * slice);
                     continue;
                 }
                 for (int64_t i = 0; i < planes; i++)

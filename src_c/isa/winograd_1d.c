@@ -309,9 +309,8 @@ static void line_output(const line_task *t, const conv_io *io, const line_segmen
             for (int j = 0; j < 4; j++) vec_store(sums + j * l->wide * WINOGRAD_NR + k, o[j]);
         }
     }
-    /* One stretch of outputs, or four of them. */
     const int64_t whole = l->wide == p->dilation_w, pixels = (whole ? LINE_OUTPUTS * l->stretches : 1) * l->wide;
-    for (int64_t j = 0; j < (whole ? 1 : LINE_OUTPUTS); j++) {
+    for (int64_t j = 0; j < (whole ? 1 : LINE_OUTPUTS); j++) { /* stretches of outputs */
         const int64_t ow = l->ow + j * p->dilation_w, count = min_i64(pixels, p->out_w - ow);
         const totals_run run = {t->sums + j * l->wide * WINOGRAD_NR,
                                 WINOGRAD_NR,
