@@ -261,7 +261,20 @@ INLINE void line_sum(const int taps, const int32_t type, const int parts, const 
     }
 }
 
-INLINE void line_row(const int taps, const int32_t type, const int parts, const inplace_image *t, const line_job *j) {
+/* Three or four neighbouring taps, from two loads. */
+INLINE void line_sum_near(const int taps, const real *x, const vec *w, const real *masks, vec *sum) {
+    vec v[4] = {vec_load_once(x)}, last = vec_load_once(x + taps - 1);
+    if (masks) v[0] = stream_masked(v[0], masks), last = stream_masked(last, masks + (taps - 1) * LANES);
+    v[1] = taps == 3 ? stream_between(v[0], last) : stream_second(v[0], last);
+    v[2] = taps == 3 ? last : stream_third(v[0], last);
+    v[3] = last;
+    *sum = vec_zero();
+    UNROLL
+    for (int k = 0; k < taps; k++) *sum += w[k] * v[k];
+}
+
+INLINE void line_row(const int taps, const int32_t type, const int parts, const int near, const inplace_image *t,
+                     const line_job *j) {
     const conv_problem *p = t->p;
     const int64_t dilation = p->dilation_w, pad = p->pad_w, steps = t->steps, left = t->left, inner = steps - t->right;
     const int64_t width = parts * LANES, out_w = p->out_w;
@@ -275,10 +288,13 @@ INLINE void line_row(const int taps, const int32_t type, const int parts, const 
     for (int k = 0; k < taps; k++) w[k] = vec_splat(j->weights[k]);
     for (int64_t i = 0; i < steps; i++) {
         const int64_t ow = inplace_column(i, width, out_w);
+        const real *const first = (const real *)x + (near ? ow - pad : 0);
         if (i >= left && i < inner) {
-            line_sum(taps, type, parts, x, ow - pad, dilation, w, NULL, sum);
+            near ? line_sum_near(taps, first, w, NULL, sum)
+                 : line_sum(taps, type, parts, x, ow - pad, dilation, w, NULL, sum);
         } else {
-            line_sum(taps, type, parts, x, ow - pad, dilation, w, masks, sum);
+            near ? line_sum_near(taps, first, w, masks, sum)
+                 : line_sum(taps, type, parts, x, ow - pad, dilation, w, masks, sum);
             masks += taps * LANES;
         }
         UNROLL
@@ -294,14 +310,16 @@ INLINE void line_row(const int taps, const int32_t type, const int parts, const 
 }
 
 INLINE void line_of_type(const int taps, const inplace_image *t, const line_job *j) {
-    if (t->p->x_type == CONV_NATIVE)
-        line_row(taps, CONV_NATIVE, 1, t, j);
+    if (STREAM_SHUFFLES && (taps == 3 || taps == 4) && t->p->x_type == CONV_NATIVE && t->p->dilation_w == 1)
+        line_row(taps, CONV_NATIVE, 1, 1, t, j);
+    else if (t->p->x_type == CONV_NATIVE)
+        line_row(taps, CONV_NATIVE, 1, 0, t, j);
     else if (HAS_HALVES && t->p->x_type == CONV_F16)
-        line_row(taps, CONV_F16, 1, t, j);
+        line_row(taps, CONV_F16, 1, 0, t, j);
     else if (HAS_HALVES && inplace_parts(t->p) == 2)
-        line_row(taps, CONV_BF16, 2, t, j);
+        line_row(taps, CONV_BF16, 2, 0, t, j);
     else if (HAS_HALVES)
-        line_row(taps, CONV_BF16, 1, t, j);
+        line_row(taps, CONV_BF16, 1, 0, t, j);
 }
 
 #define DW_LINE(taps) \

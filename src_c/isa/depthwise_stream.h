@@ -72,14 +72,20 @@ INLINE vec stream_masked(vec v, const real *mask) { return (vec)((stream_bits)v 
 /* The vectors after a and b have been moved by one or two elements; what lies between those at x and at x + 2. */
 #define STREAM_MOVED(j, s) ((j) + (s))
 #define STREAM_BETWEEN(j, s) ((j) < LANES - (s) ? (j) + 1 : 2 * LANES - 2)
+#define STREAM_OF_FOUR(j, s) ((j) < LANES - (s) ? (j) + (s) : LANES - 3 + (j) + (s))
 INLINE vec stream_moved_1(vec a, vec b) { return VEC_BLEND(a, b, STREAM_MOVED, 1); }
 INLINE vec stream_moved_2(vec a, vec b) { return VEC_BLEND(a, b, STREAM_MOVED, 2); }
 INLINE vec stream_between(vec a, vec b) { return VEC_BLEND(a, b, STREAM_BETWEEN, 1); }
+/* The second and third of four, of which a and b are the first and last. */
+INLINE vec stream_second(vec a, vec b) { return VEC_BLEND(a, b, STREAM_OF_FOUR, 1); }
+INLINE vec stream_third(vec a, vec b) { return VEC_BLEND(a, b, STREAM_OF_FOUR, 2); }
 #else
 #define STREAM_SHUFFLES 0
 INLINE vec stream_moved_1(vec a, vec b) { return (void)b, a; } /* no code */
 INLINE vec stream_moved_2(vec a, vec b) { return (void)b, a; }
 INLINE vec stream_between(vec a, vec b) { return (void)b, a; }
+INLINE vec stream_second(vec a, vec b) { return (void)b, a; }
+INLINE vec stream_third(vec a, vec b) { return (void)b, a; }
 #endif
 
 /* Where the vectors lie that are masked, one for each bit: the taps' own, or the first and last ones of two parts. */
