@@ -18,7 +18,7 @@
 
 /* INPLACE_REACH: the most columns that are read beyond either end of a row; INPLACE_EDGES: and vectors that do.
  * INPLACE_WIDTH: three rows of x take 48 KiB, as floats. INPLACE_LAST: the rows at the end of x that are copied. */
-enum { INPLACE_REACH = 16, INPLACE_WIDTH = 4096, INPLACE_TAPS = 8, INPLACE_LAST = 3 };
+enum { INPLACE_REACH = 32, INPLACE_WIDTH = 4096, INPLACE_TAPS = 8, INPLACE_LAST = 3 };
 enum { INPLACE_EDGES = 2 * (INPLACE_REACH / LANES + 1) };
 
 /* Images that are read where they lie. */
@@ -55,12 +55,12 @@ INLINE int64_t inplace_parts(const conv_problem *p) {
 }
 
 /* Rows of outputs that are no whole vector, for which a masked store pays. */
-INLINE int inplace_is_narrow(const conv_problem *p) {
-    return STREAM_SHUFFLES && p->x_type == CONV_NATIVE && p->kernel_h == 3 && p->out_w < LANES;
-}
+INLINE int inplace_is_narrow(const conv_problem *p) { return STREAM_SHUFFLES && p->kernel_h == 3 && p->out_w < LANES; }
 
-/* Where every second element is read, and half a vector is enough. */
-INLINE int inplace_is_half(const conv_problem *p) { return p->stride_w == 2 && 2 * p->out_w <= LANES; }
+/* Where every second native element is read, and half a vector is enough. */
+INLINE int inplace_is_half(const conv_problem *p) {
+    return p->x_type == CONV_NATIVE && p->stride_w == 2 && 2 * p->out_w <= LANES;
+}
 
 /* What a row of steps reads beyond the end of an input row. */
 INLINE int64_t inplace_after(const conv_problem *p) {

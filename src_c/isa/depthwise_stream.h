@@ -191,6 +191,17 @@ INLINE void stream_store_pairs(char *y, int64_t columns, const vec sum[2]) {
     memcpy(y + last, all + last, half);
 }
 
+/* The first `count` halves of a vector: rows narrower than one are read in place with AVX-512 alone. */
+INLINE void stream_store_few(const int32_t type, char *y, vec v, int64_t count) {
+    char all[sizeof(vec)] __attribute__((aligned(sizeof(vec))));
+    vec_narrow(type, all, v);
+#if STREAM_SHUFFLES && CONV_BITS(CONV_DTYPE) == 32
+    _mm256_mask_storeu_epi16(y, (__mmask16)((1u << count) - 1), *(const __m256i *)all);
+#else
+    memcpy(y, all, (size_t)count * 2);
+#endif
+}
+
 INLINE void stream_store(const int step, const int32_t type, const int parts, const int clamped, const stream_job *j,
                          int64_t r, vec sum[2], vec bias) {
     UNROLL
@@ -200,7 +211,12 @@ INLINE void stream_store(const int step, const int32_t type, const int parts, co
     }
     char *const y = j->y + r * j->y_row * element_bytes(type);
     if (type != CONV_NATIVE) {
-        parts == 2 ? stream_store_pairs(y, j->columns, sum) : store_vector(type, y, 0, sum[0]);
+        if (parts == 2)
+            stream_store_pairs(y, j->columns, sum);
+        else if (j->columns < LANES)
+            stream_store_few(type, y, sum[0], j->columns);
+        else
+            store_vector(type, y, 0, sum[0]);
         return;
     }
     if (step == 2 && parts == 1) sum[0] = stream_ordered(sum[0]);

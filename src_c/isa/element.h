@@ -65,6 +65,17 @@ INLINE void copy_bytes(const int64_t bytes, char *dst, int64_t dst_step, const c
     for (int64_t i = 0; i < count; i++) memcpy(dst + i * dst_step, src + i * src_step, (size_t)bytes);
 }
 
+/* A few neighbouring bytes, fewer than a vector has: two pieces of a power of two that overlap. */
+INLINE void copy_near(char *dst, const char *src, int64_t bytes) {
+    UNROLL
+    for (int64_t piece = VECTOR_BYTES / 2; piece > 0; piece /= 2) {
+        if (bytes < piece) continue;
+        memcpy(dst, src, (size_t)piece);
+        memcpy(dst + bytes - piece, src + bytes - piece, (size_t)piece);
+        return;
+    }
+}
+
 /* Whether the lower half of a pair in memory is the first. */
 #define LOWER_FIRST (__BYTE_ORDER__ == __ORDER_LITTLE_ENDIAN__)
 
@@ -83,10 +94,14 @@ INLINE void load_run(const int32_t type, const char *x, int64_t step, int64_t co
     for (; i < count; i += LANES) {
         const int64_t some = min_i64(LANES, count - i);
         char near[LANES * sizeof(real)] = {0};
-        real wide[LANES];
-        copy_bytes(bytes, near, bytes, x + i * step * bytes, step * bytes, some);
-        vec_store(wide, vec_widen(type, near));
-        for (int64_t j = 0; j < some; j++) dst[i + j] = wide[j];
+        if (step == 1)
+            copy_near(near, x + i * bytes, some * bytes);
+        else
+            copy_bytes(bytes, near, bytes, x + i * step * bytes, step * bytes, some);
+        if (some == LANES)
+            vec_store(dst + i, vec_widen(type, near));
+        else
+            store_few(dst + i, vec_widen(type, near), some);
     }
 }
 
@@ -101,9 +116,12 @@ INLINE void store_run(const int32_t type, char *y, int64_t step, int64_t count, 
         const int64_t some = min_i64(LANES, count - i);
         char near[LANES * sizeof(real)];
         real wide[LANES] = {0};
-        for (int64_t j = 0; j < some; j++) wide[j] = src[i + j];
+        copy_few(wide, (const real_unaligned *)src + i, some);
         vec_narrow(type, near, vec_load(wide));
-        copy_bytes(bytes, y + i * step * bytes, step * bytes, near, bytes, some);
+        if (step == 1)
+            copy_near(y + i * bytes, near, some * bytes);
+        else
+            copy_bytes(bytes, y + i * step * bytes, step * bytes, near, bytes, some);
     }
 }
 
