@@ -14,7 +14,8 @@ from .timing import CLOCKS
 from .workers import WorkerError
 
 EXTRAS = "pip install 'pyconv-cpu[bench]'"
-COMMANDS = {"overhead": "overhead", "sweep": "run_sweep", "show": "show"}  # function in commands.py; else "run"
+# Functions in commands.py; "run" without a word.
+COMMANDS = {"overhead": "overhead", "stress": "run_stress", "sweep": "run_sweep", "show": "show"}
 
 
 def _threads(text: str) -> list[int]:
@@ -39,8 +40,9 @@ def _run_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks",
         description="Time pyconv layer by layer beside other libraries, in turns, and check every result.",
-        epilog="Other commands: 'overhead' (cost of a call and of the import), 'sweep' (pyconv alone over a grid of "
-        "shapes), 'show FILE.json' (print a saved report again); each has its own --help.",
+        epilog="Other commands: 'overhead' (cost of a call and of the import), 'stress' (subnormal numbers, busy "
+        "neighbours), 'sweep' (pyconv alone over a grid of shapes), 'show FILE.json' (print a saved report again); "
+        "each has its own --help.",
     )
     add = parser.add_argument
     add("--threads", type=_threads, default=[1], metavar="1,2", help="thread counts, one after the other (default 1)")
@@ -88,6 +90,13 @@ def _overhead_parser() -> argparse.ArgumentParser:
     return parser
 
 
+def _stress_parser() -> argparse.ArgumentParser:
+    about = "Time pyconv with subnormal numbers, and with as many busy programs as there are CPUs."
+    parser = argparse.ArgumentParser(prog="python -m benchmarks stress", description=about)
+    parser.add_argument("--quick", action="store_true", help="one short round")
+    return parser
+
+
 def _sweep_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks sweep",
@@ -121,7 +130,12 @@ def _need(*modules: str) -> None:
 def main(argv: list[str] | None = None) -> int:
     """Run one command; returns the exit status: 0, or 1 after a wrong result or anything that stops the benchmark."""
     argv = list(sys.argv[1:] if argv is None else argv)
-    parsers = {"overhead": _overhead_parser, "sweep": _sweep_parser, "show": _show_parser}
+    parsers = {
+        "overhead": _overhead_parser,
+        "stress": _stress_parser,
+        "sweep": _sweep_parser,
+        "show": _show_parser,
+    }
     name = argv.pop(0) if argv and argv[0] in COMMANDS else ""
     arguments = parsers.get(name, _run_parser)().parse_args(argv)
     try:

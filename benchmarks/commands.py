@@ -74,6 +74,18 @@ def overhead(arguments: argparse.Namespace) -> int:
     return 1 if report.show_overhead(report.console(), row, about, milliseconds) else 0
 
 
+def run_stress(arguments: argparse.Namespace) -> int:
+    """Time pyconv alone under bad conditions."""
+    out = report.console()
+    stress = importlib.import_module(".stress", __package__)
+    rounds, budget_ms = (1, 4.0) if arguments.quick else (5, 40.0)
+    out.print(
+        stress.table("subnormal numbers: x time with normal ones, 1 thread", stress.subnormals(rounds, budget_ms))
+    )
+    out.print(stress.table("as many busy programs as CPUs: x speed of 1 thread", stress.neighbours(rounds, budget_ms)))
+    return 0
+
+
 def run_sweep(arguments: argparse.Namespace) -> int:
     """Time pyconv alone over a grid."""
     texts, limit = (sweep.FULL, sweep.FULL_MAX_FLOP) if arguments.full else (sweep.DEFAULT, sweep.MAX_FLOP)

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from oracle import needs_core
 
 from pyconv import config
 
@@ -317,6 +318,17 @@ def test_command_line_of_calls(capsys):
     printed = capsys.readouterr().out
     assert "| float16.tiny.8x8 |" in printed
     assert "x yardstick" in printed
+
+
+@needs_rich
+@needs_core
+def test_stress_has_a_line_for_each_layer(capsys):
+    stress = importlib.import_module("benchmarks.stress")
+    threads = config.get_num_threads()
+    assert main.main(["stress", "--quick"]) == 0
+    printed = capsys.readouterr().out
+    assert all(name in printed for name in (*stress.LAYERS, *stress.SMALL_LAYERS, *stress.SCALES))
+    assert config.get_num_threads() == threads
 
 
 @needs_rich
