@@ -33,6 +33,26 @@ def in_a_new_process(code, first=()):
     return done.stdout.strip()
 
 
+@needs_core
+@pytest.mark.parametrize(
+    ("variable", "value"), [(None, None), ("GOMP_SPINCOUNT", "77"), ("OMP_WAIT_POLICY", "PASSIVE")]
+)
+def test_idle_threads_spin_briefly_unless_the_user_says_otherwise(monkeypatch, variable, value):
+    for name in ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY"):
+        monkeypatch.delenv(name, raising=False)
+    if variable:
+        monkeypatch.setenv(variable, value)
+    monkeypatch.setenv("OMP_DISPLAY_ENV", "verbose")  # libgomp says what it was told
+    code = "import os, pyconv; print([os.environ.get(name) for name in ('GOMP_SPINCOUNT', 'OMP_WAIT_POLICY')])"
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120, check=True)
+    if "GOMP_SPINCOUNT" not in run.stderr:
+        pytest.skip("not built with gcc's OpenMP")
+    spins = {None: config.SPINS, "GOMP_SPINCOUNT": value, "OMP_WAIT_POLICY": "0"}[variable]
+    assert f"GOMP_SPINCOUNT = '{spins}'" in run.stderr
+    kept = [value if variable == name else None for name in ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY")]
+    assert run.stdout.strip() == str(kept)
+
+
 @pytest.fixture(scope="module")
 def late_reaper(tmp_path_factory, c_compiler):
     program = tmp_path_factory.mktemp("late_reaper") / "late_reaper"

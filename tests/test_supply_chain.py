@@ -18,8 +18,9 @@ PACKAGE = Path(config.__file__).parent
 WATCHED = """
 import os, sys
 FORBIDDEN = ("socket.", "urllib.", "http.", "ftplib.", "smtplib.", "subprocess.", "os.system", "os.exec", "os.fork",
-             "os.posix_spawn", "os.spawn", "os.remove", "os.rename", "os.mkdir", "os.rmdir", "os.putenv", "os.chmod",
-             "shutil.", "pickle.find_class", "marshal.dump", "ctypes.dlopen", "webbrowser.", "tempfile.")
+             "os.posix_spawn", "os.spawn", "os.remove", "os.rename", "os.mkdir", "os.rmdir", "os.putenv",
+             "os.unsetenv", "os.chmod", "shutil.", "pickle.find_class", "marshal.dump", "ctypes.dlopen", "webbrowser.",
+             "tempfile.")
 seen = []
 def hook(event, arguments):
     if event == "open" and isinstance(arguments[2], int) and arguments[2] & (os.O_WRONLY | os.O_RDWR | os.O_CREAT):
@@ -45,9 +46,15 @@ MODULES = sorted(
 )
 
 
+OWN = ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY")
+
+
 def test_importing_reaches_for_nothing():
     assert "pyconv.weights" in MODULES
-    assert events("import " + ", ".join(MODULES)) == [""]
+    said = f"os.putenv (b'GOMP_SPINCOUNT', b'{config.SPINS}')", "os.unsetenv (b'GOMP_SPINCOUNT',)"  # and taken back
+    seen = events("import " + ", ".join(MODULES), f"import numpy, os; [os.environ.pop(name, 0) for name in {OWN}]")
+    assert seen == [*said]
+    assert events("import " + ", ".join(MODULES), "import numpy, os; os.environ['GOMP_SPINCOUNT'] = '7'") == [""]
 
 
 @pytest.mark.parametrize(("code", "event"), [

@@ -65,6 +65,10 @@ static winograd_plan winograd_plan_of(const conv_problem *p) {
     g.most = min_i64(g.most, fits / (g.depth * size + task_bytes));
     g.block = max_i64(ceil_div(g.tiles, max_i64(ceil_div(g.tiles, g.most), 1)), 1);
     g.blocks = ceil_div(g.tiles, g.block);
+    if (g.blocks > 1 && g.blocks < 8 && g.blocks % 2) { /* three tasks would keep one of two threads waiting */
+        g.block = ceil_div(g.tiles, g.blocks + 1);
+        g.blocks = ceil_div(g.tiles, g.block);
+    }
     g.panels = ceil_div(p->oc, WINOGRAD_NR);
     const int64_t most_panels = (g.blocks > 1 ? task_bytes : task_bytes / 2) / size / WINOGRAD_NR;
     g.task_panels = ceil_div(g.panels, ceil_div(g.panels, most_panels));
