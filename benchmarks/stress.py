@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import statistics
 import subprocess
 import sys
@@ -15,6 +14,8 @@ from rich import box
 from rich.table import Table
 
 from .layers import Layer, read_layers, select
+from .libraries import Options, Pyconv
+from .results import machine
 from .timing import time_turn
 
 # One layer of each algorithm, and a small one of each for the neighbours.
@@ -33,14 +34,21 @@ class Ratio(NamedTuple):
     ratios: dict[str, float]
 
 
-def _module(layer: Layer, scale: float = 1.0) -> Callable[[np.ndarray], np.ndarray]:
-    from pyconv import nn
+@contextmanager
+def _one_thread() -> Iterator[Pyconv]:
+    """Pyconv on one thread, and afterwards on as many as before."""
+    import pyconv
 
-    padding = layer.pad_h, layer.pad_w
-    shape = layer.c_in, layer.c_out, layer.kernel, layer.stride, padding, layer.dilation, layer.groups
-    module = nn.Conv2d(*shape, bias=False)
-    module.weight[:] = layer.data()[1] * np.float32(scale)
-    return module.eval()
+    before = pyconv.get_num_threads()
+    try:
+        yield Pyconv(Options(threads=1))
+    finally:
+        pyconv.set_num_threads(before)
+
+
+def _call(pyconv: Pyconv, layer: Layer, of_x: float = 1.0, of_w: float = 1.0) -> Callable[[], object]:
+    x, w, _ = layer.data()
+    return pyconv.conv("pyconv", layer, x * np.float32(of_x), w * np.float32(of_w), None).call
 
 
 def _turns(calls: dict[str, Callable[[], object]], rounds: int, budget_ms: float, clock: str) -> dict[str, list[float]]:
@@ -54,21 +62,12 @@ def _turns(calls: dict[str, Callable[[], object]], rounds: int, budget_ms: float
 
 def subnormals(rounds: int, budget_ms: float) -> list[Ratio]:
     """Time layers on one thread with numbers below 1.2e-38: times by that with normal numbers, least of all samples."""
-    import pyconv
-
-    before = pyconv.get_num_threads()
-    pyconv.set_num_threads(1)
     lines = []
-    for layer in select(read_layers(), LAYERS):
-        x = layer.data()[0]
-        good = _module(layer)
-        calls: dict[str, Callable[[], object]] = {"": lambda x=x, good=good: good(x)}
-        for name, (of_x, of_w) in SCALES.items():
-            small, module = x * np.float32(of_x), _module(layer, of_w)
-            calls[name] = lambda small=small, module=module: module(small)
-        least = {name: min(samples) for name, samples in _turns(calls, rounds, budget_ms, "cpu").items()}
-        lines.append(Ratio(layer.name, least[""], {name: least[name] / least[""] for name in SCALES}))
-    pyconv.set_num_threads(before)
+    with _one_thread() as pyconv:
+        for layer in select(read_layers(), LAYERS):
+            calls = {name: _call(pyconv, layer, *scales) for name, scales in {"": (1.0, 1.0), **SCALES}.items()}
+            least = {name: min(samples) for name, samples in _turns(calls, rounds, budget_ms, "cpu").items()}
+            lines.append(Ratio(layer.name, least[""], {name: least[name] / least[""] for name in SCALES}))
     return lines
 
 
@@ -86,23 +85,20 @@ def busy(count: int) -> Iterator[None]:
 
 def neighbours(rounds: int, budget_ms: float) -> list[Ratio]:
     """Time small layers while every CPU has another program: speed of all threads by that of one, means."""
-    import pyconv
-
-    before, cpus = pyconv.get_num_threads(), os.cpu_count() or 1
+    cpus = machine()["cpus"]
     lines = []
-    with busy(cpus):
+    with _one_thread() as pyconv, busy(cpus):
         for layer in select(read_layers(), SMALL_LAYERS):
-            x, module = layer.data()[0], _module(layer)
+            convolve = _call(pyconv, layer)
 
-            def call(threads: int, x: np.ndarray = x, module: Callable[[np.ndarray], np.ndarray] = module) -> None:
-                pyconv.set_num_threads(threads)
-                module(x)
+            def call(threads: int, convolve: Callable[[], object] = convolve) -> None:
+                pyconv.module.set_num_threads(threads)
+                convolve()
 
             calls = {"one": lambda call=call: call(1), "all": lambda call=call: call(cpus)}
             # The scheduler takes a core away for milliseconds: what a user waits for is the mean over many of those.
             means = {k: statistics.fmean(v) for k, v in _turns(calls, rounds, 10 * budget_ms, "wall").items()}
             lines.append(Ratio(layer.name, means["one"], {f"{cpus} threads": means["one"] / means["all"]}))
-    pyconv.set_num_threads(before)
     return lines
 
 

@@ -33,7 +33,6 @@ typedef struct inplace_image {
     int64_t bytes;              /* of an element */
     real *masks;
     char *zeros, *first, *last; /* the rows begin INPLACE_REACH elements after these */
-    int64_t pitch;              /* of the last rows' copies, in bytes */
 } inplace_image;
 
 INLINE int64_t inplace_pitch(const conv_problem *p) {
@@ -143,7 +142,7 @@ static void inplace_input_rows(const inplace_image *t, int64_t x, int64_t h, int
     char *copy = t->last + INPLACE_REACH * t->bytes;
     for (int64_t i = bottom - 1, at = last; i >= top && at + p->in_w + t->after > t->end; i--, at -= stride) {
         rows[i] = memcpy(copy, rows[i], row_bytes);
-        copy += t->pitch;
+        copy += inplace_pitch(p) * (int64_t)sizeof(real);
     }
 }
 
@@ -161,7 +160,6 @@ static inplace_image inplace_begin(const conv_problem *p, const conv_io *io, rea
     t.first = (char *)(scratch + pitch);
     t.last = (char *)(scratch + 2 * pitch);
     t.masks = scratch + (2 + INPLACE_LAST) * pitch;
-    t.pitch = pitch * (int64_t)sizeof(real);
     memset(scratch, 0, (size_t)((2 + INPLACE_LAST) * pitch) * sizeof(real));
     t.after = inplace_after(p);
     t.end = p->in_w + (p->in_h - 1) * io->x_stride_h;
@@ -248,19 +246,6 @@ typedef struct line_job {
     char *y;
 } line_job;
 
-INLINE void line_sum(const int taps, const int32_t type, const int parts, const char *x, int64_t at, int64_t dilation,
-                     const vec *w, const real *masks, vec sum[2]) {
-    sum[0] = sum[1] = vec_zero();
-    UNROLL
-    for (int k = 0; k < taps; k++) {
-        vec v = parts == 2 ? vec_load((const real *)(x + (at + k * dilation) * element_bytes(type)))
-                           : load_vector(type, x, at + k * dilation);
-        if (masks) v = stream_masked(v, masks + k * LANES);
-        if (parts == 2) sum[1] += w[k] * vec_widen_odds(type, v), v = vec_widen_evens(type, v);
-        sum[0] += w[k] * v;
-    }
-}
-
 /* Three or four neighbouring taps, from two loads. */
 INLINE void line_sum_near(const int taps, const real *x, const vec *w, const real *masks, vec *sum) {
     vec v[4] = {vec_load_once(x)}, last = vec_load_once(x + taps - 1);
@@ -271,6 +256,23 @@ INLINE void line_sum_near(const int taps, const real *x, const vec *w, const rea
     *sum = vec_zero();
     UNROLL
     for (int k = 0; k < taps; k++) *sum += w[k] * v[k];
+}
+
+INLINE void line_sum(const int taps, const int32_t type, const int parts, const int near, const char *x, int64_t at,
+                     int64_t dilation, const vec *w, const real *masks, vec sum[2]) {
+    if (near) {
+        line_sum_near(taps, (const real *)x + at, w, masks, sum);
+        return;
+    }
+    sum[0] = sum[1] = vec_zero();
+    UNROLL
+    for (int k = 0; k < taps; k++) {
+        vec v = parts == 2 ? vec_load((const real *)(x + (at + k * dilation) * element_bytes(type)))
+                           : load_vector(type, x, at + k * dilation);
+        if (masks) v = stream_masked(v, masks + k * LANES);
+        if (parts == 2) sum[1] += w[k] * vec_widen_odds(type, v), v = vec_widen_evens(type, v);
+        sum[0] += w[k] * v;
+    }
 }
 
 INLINE void line_row(const int taps, const int32_t type, const int parts, const int near, const inplace_image *t,
@@ -288,13 +290,10 @@ INLINE void line_row(const int taps, const int32_t type, const int parts, const 
     for (int k = 0; k < taps; k++) w[k] = vec_splat(j->weights[k]);
     for (int64_t i = 0; i < steps; i++) {
         const int64_t ow = inplace_column(i, width, out_w);
-        const real *const first = (const real *)x + (near ? ow - pad : 0);
         if (i >= left && i < inner) {
-            near ? line_sum_near(taps, first, w, NULL, sum)
-                 : line_sum(taps, type, parts, x, ow - pad, dilation, w, NULL, sum);
+            line_sum(taps, type, parts, near, x, ow - pad, dilation, w, NULL, sum);
         } else {
-            near ? line_sum_near(taps, first, w, masks, sum)
-                 : line_sum(taps, type, parts, x, ow - pad, dilation, w, masks, sum);
+            line_sum(taps, type, parts, near, x, ow - pad, dilation, w, masks, sum);
             masks += taps * LANES;
         }
         UNROLL

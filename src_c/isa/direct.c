@@ -99,13 +99,6 @@ static size_t direct_tasks(const conv_problem *p) {
     return (size_t)(p->n * p->groups * (d.flat ? 1 : p->out_d) * d.row_blocks * d.col_blocks * d.oc_blocks);
 }
 
-/* Elements of x from column 0 of what row oh reads on to the end of the last row, where rows follow each other: they
- * all exist. */
-INLINE int64_t elements_left(const conv_problem *p, const conv_io *io, int64_t oh) {
-    const int64_t h = oh * p->stride_h - p->pad_h, inside = h >= 0 && h < p->in_h;
-    return inside && io->x_stride_w == 1 && io->x_stride_h >= 0 ? (p->in_h - 1 - h) * io->x_stride_h + p->in_w : 0;
-}
-
 /* The block's pixels of some channels (channels_at_once), a row at a time. Every second element of a short row: a whole
  * vector, of which the rows after it store over what is too much. */
 static void fill_pixels(const conv_problem *p, const conv_io *io, const direct_plan *d, const direct_block *b,
@@ -121,13 +114,10 @@ static void fill_pixels(const conv_problem *p, const conv_io *io, const direct_p
         const int64_t row = input_row(p, io, x, od, oh, 0, 0);
         const int inside = row != NO_ROW && window.begin == 0 && window.end == length;
         if (pairs && inside && length < LANES && pixel + LANES <= end &&
-            window.first + 2 * LANES <= elements_left(p, io, oh)) {
-            vec even, odd;
-            vec_load_pairs((const real *)io->x + row + window.first, &even, &odd);
-            vec_store(dst, even);
-        } else {
+            window.first + 2 * LANES <= elements_left(p, io, oh * p->stride_h - p->pad_h))
+            vec_store(dst, vec_load_evens((const real *)io->x + row + window.first));
+        else
             gather_channels(p, io, channels, row, &window, dst, d->strip.channel_pitch);
-        }
         if (++oh == p->out_h) oh = 0, od++;
     }
 }

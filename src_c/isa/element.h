@@ -11,15 +11,22 @@ INLINE int64_t element_bytes(int32_t type) {
     return type == CONV_NATIVE ? (int64_t)sizeof(real) : type == CONV_I8 || type == CONV_U8 ? 1 : 2;
 }
 
-/* Fewer than LANES neighbours, as two pieces of a power of two that overlap. */
-INLINE void copy_few(real *restrict dst, const real_unaligned *restrict src, int64_t count) {
+/* Some neighbouring bytes, no more than a vector has: two pieces of a power of two that overlap. */
+INLINE void copy_near(void *to, const void *from, int64_t bytes) {
+    char *dst = to;
+    const char *src = from;
     UNROLL
-    for (int64_t piece = LANES / 2; piece > 0; piece /= 2) {
-        if (count < piece) continue;
-        memcpy(dst, (const void *)src, (size_t)piece * sizeof(real));
-        memcpy(dst + count - piece, (const void *)(src + count - piece), (size_t)piece * sizeof(real));
+    for (int64_t piece = VECTOR_BYTES / 2; piece > 0; piece /= 2) {
+        if (bytes < piece) continue;
+        memcpy(dst, src, (size_t)piece);
+        memcpy(dst + bytes - piece, src + bytes - piece, (size_t)piece);
         return;
     }
+}
+
+/* No more than LANES neighbours. */
+INLINE void copy_few(real *restrict dst, const real_unaligned *restrict src, int64_t count) {
+    copy_near(dst, src, count * (int64_t)sizeof(real));
 }
 
 /* The first elements of a vector. */
@@ -63,17 +70,6 @@ INLINE void store_strided(real *restrict dst, int64_t step, int64_t count, const
 INLINE void copy_bytes(const int64_t bytes, char *dst, int64_t dst_step, const char *src, int64_t src_step,
                        int64_t count) {
     for (int64_t i = 0; i < count; i++) memcpy(dst + i * dst_step, src + i * src_step, (size_t)bytes);
-}
-
-/* A few neighbouring bytes, fewer than a vector has: two pieces of a power of two that overlap. */
-INLINE void copy_near(char *dst, const char *src, int64_t bytes) {
-    UNROLL
-    for (int64_t piece = VECTOR_BYTES / 2; piece > 0; piece /= 2) {
-        if (bytes < piece) continue;
-        memcpy(dst, src, (size_t)piece);
-        memcpy(dst + bytes - piece, src + bytes - piece, (size_t)piece);
-        return;
-    }
 }
 
 /* Whether the lower half of a pair in memory is the first. */
@@ -234,22 +230,22 @@ INLINE void store_vector(int32_t type, void *y, int64_t at, vec v) {
         vec_narrow(type, (char *)y + at * element_bytes(type), v);
 }
 
-/* dst[c * pitch + i] = x[at + c + i * step] for LANES channels c, neighbours in x, and i < count: a vector of channels
- * is read at once. One by one, each would be a line of L1 of its own. The last block overlaps the one before. */
-INLINE void load_channels_of(const int32_t type, const void *x, int64_t at, int64_t step, int64_t count,
-                             real *restrict dst, int64_t pitch) {
+/* dst[c * pitch + i] = x[at + c + i * step] for channels c, LANES at most, neighbours in x, and i < count: a vector of
+ * channels is read at once, whatever of it is asked for. One by one, each would be a line of L1 of its own. The last
+ * block overlaps the one before. */
+INLINE void load_channels_of(const int32_t type, const void *x, int64_t at, int64_t step, int64_t channels,
+                             int64_t count, real *restrict dst, int64_t pitch) {
     for (int64_t first = 0; first < count; first += LANES) {
         const int64_t i = max_i64(min_i64(first, count - LANES), 0);
         vec rows[LANES];
         UNROLL
         for (int j = 0; j < LANES; j++) rows[j] = load_vector(type, x, at + min_i64(i + j, count - 1) * step);
         vec_transpose(rows);
-        UNROLL
-        for (int c = 0; c < LANES; c++) {
+        for (int64_t c = 0; c < channels; c++) {
             if (count >= LANES)
                 vec_store(dst + c * pitch + i, rows[c]);
             else
-                copy_few(dst + c * pitch, (const real_unaligned *)&rows[c], count);
+                store_few(dst + c * pitch, rows[c], count);
         }
     }
 }
@@ -257,9 +253,9 @@ INLINE void load_channels_of(const int32_t type, const void *x, int64_t at, int6
 static inline void load_channels(int32_t type, const void *x, int64_t at, int64_t step, int64_t count,
                                  real *restrict dst, int64_t pitch) {
     if (type == CONV_NATIVE)
-        load_channels_of(CONV_NATIVE, x, at, step, count, dst, pitch);
+        load_channels_of(CONV_NATIVE, x, at, step, LANES, count, dst, pitch);
     else
-        load_channels_of(type, x, at, step, count, dst, pitch);
+        load_channels_of(type, x, at, step, LANES, count, dst, pitch);
 }
 
 #endif

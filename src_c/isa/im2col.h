@@ -115,6 +115,13 @@ INLINE int64_t input_row(const conv_problem *p, const conv_io *io, int64_t chann
     return d < 0 || h < 0 ? NO_ROW : channel + d * io->x_stride_d + h * io->x_stride_h;
 }
 
+/* Elements of x from column 0 of input row h on to the end of the slice's last row, where rows follow each other: they
+ * all exist. */
+INLINE int64_t elements_left(const conv_problem *p, const conv_io *io, int64_t h) {
+    const int follow = io->x_stride_w == 1 && io->x_stride_h >= 0;
+    return follow && h >= 0 && h < p->in_h ? (p->in_h - 1 - h) * io->x_stride_h + p->in_w : 0;
+}
+
 /* Whether the pixels of an image, numbered through, are consecutive elements of a tensor with these strides. */
 INLINE int is_dense(int64_t d, int64_t h, int64_t w, int64_t stride_d, int64_t stride_h, int64_t stride_w) {
     return (w == 1 || stride_w == 1) && (h == 1 || stride_h == w) && (d == 1 || stride_d == h * w);

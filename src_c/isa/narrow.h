@@ -57,10 +57,6 @@ INLINE void vec_narrow_pairs(void *y, vec even, vec odd) { (void)y, (void)even, 
 
 #else
 
-#if defined(__F16C__)
-#include <immintrin.h>
-#endif
-
 typedef uint16_t halves __attribute__((vector_size(2 * LANES), aligned(1), may_alias));
 typedef int32_t vec_bits __attribute__((vector_size(VECTOR_BYTES)));
 typedef uint32_t vec_unsigned __attribute__((vector_size(VECTOR_BYTES)));

@@ -9,8 +9,8 @@
 
 #include <stdint.h>
 #include <string.h>
-#if defined(__AVX512F__)
-#include <immintrin.h> /* for what vector extensions cannot name */
+#if defined(__F16C__)
+#include <immintrin.h> /* what vector extensions cannot name: conversions of halves, masked stores */
 #endif
 
 #define CONV_JOIN_(a, b, c) a##_##b##_##c
@@ -82,8 +82,7 @@ typedef real vec_unaligned __attribute__((vector_size(VECTOR_BYTES), aligned(1),
 typedef real real_unaligned __attribute__((aligned(1), may_alias)); /* x of a packed structured array, say */
 
 INLINE vec vec_load(const real *p) { return *(const vec_unaligned *)p; }
-/* Volatile: gcc would load it again for each of two uses, and make a call of memmove of a loop that copies a short row.
- */
+/* Volatile: gcc would load it again for each of the first two products. */
 INLINE vec vec_load_once(const real *p) { return *(const volatile vec_unaligned *)p; }
 INLINE void vec_store(real *p, vec v) { *(vec_unaligned *)p = v; }
 INLINE vec vec_zero(void) { return (vec){0}; }

@@ -69,8 +69,7 @@ static inline void strip_fill_rows(const conv_problem *p, const conv_io *io, con
     const real value = real_of(p->pad_value);
     int64_t from = begin + (h + top) * io->x_stride_h + (w->first + w->begin * p->stride_w) * io->x_stride_w;
     /* A short row: a whole vector where x has one, of which the next row stores over what is too much. */
-    const int whole = p->x_type == CONV_NATIVE && p->stride_w == 1 && io->x_stride_w == 1 && io->x_stride_h >= 0 &&
-                      s->planes == 1 && inside < LANES;
+    const int whole = p->x_type == CONV_NATIVE && p->stride_w == 1 && s->planes == 1 && inside < LANES;
     for (int64_t r = 0; r < s->row_slots; r++, slot += s->row_pitch) {
         if (r < top || r >= bottom || inside == 0) {
             fill_padding(p, io, NO_ROW, w, 0, w->count, slot);
@@ -79,8 +78,8 @@ static inline void strip_fill_rows(const conv_problem *p, const conv_io *io, con
         if (w->begin > 0) slot[0] = value; /* one is the rule: no loop */
         for (int64_t i = 1; i < w->begin; i++) slot[i] = value;
         if (ahead) fetch_run(p, io, from + ahead, inside);
-        const int64_t left = (p->in_h - 1 - h - r) * io->x_stride_h + p->in_w - w->first - w->begin;
-        if (whole && left >= LANES && (s->row_slots - r) * s->row_pitch - w->begin >= LANES)
+        if (whole && w->first + w->begin + LANES <= elements_left(p, io, h + r) &&
+            (s->row_slots - r) * s->row_pitch - w->begin >= LANES)
             vec_store(slot + w->begin, vec_load((const real *)io->x + from));
         else
             load_elements(p->x_type, io->x, from, w->step, inside, slot + w->begin);
@@ -93,7 +92,7 @@ static inline void strip_fill_rows(const conv_problem *p, const conv_io *io, con
 /* Whether the columns of planes that follow each other are neighbours in x, and read from the same vectors. */
 INLINE int strip_planes_are_neighbours(const conv_problem *p, const conv_io *io, const strip_layout *s) {
     return s->shared_rows && (s->shared_cols || p->dilation_w == 1) && s->planes > 1 && p->stride_w > 1 &&
-           p->x_type == CONV_NATIVE && io->x_stride_w == 1 && io->x_stride_h >= 0 &&
+           p->x_type == CONV_NATIVE && io->x_stride_w == 1 &&
            (p->pad_mode == CONV_PAD_ZEROS || p->pad_mode == CONV_PAD_CONSTANT);
 }
 
@@ -123,31 +122,11 @@ static inline void strip_fill_pairs(const conv_problem *p, const conv_io *io, co
     }
 }
 
-/* dst[k * plane + i] = x[i * step + k] for planes k, at most LANES, and i < count: blocks of whole vectors are
- * transposed. The last block overlaps the one before. */
-INLINE void strip_transpose(const real_unaligned *x, int64_t step, int64_t planes, int64_t count, int64_t plane,
-                            real *dst) {
-    for (int64_t first = 0; first < count; first += LANES) {
-        const int64_t i = max_i64(min_i64(first, count - LANES), 0);
-        vec rows[LANES];
-        UNROLL
-        for (int j = 0; j < LANES; j++) rows[j] = vec_load((const real *)x + min_i64(i + j, count - 1) * step);
-        vec_transpose(rows);
-        for (int64_t k = 0; k < planes; k++) {
-            if (count >= LANES)
-                vec_store(dst + k * plane + i, rows[k]);
-            else
-                store_few(dst + k * plane, rows[k], count);
-        }
-    }
-}
-
 /* strip_fill_rows for so many planes. w: their windows. */
 static inline void strip_fill_planes(const conv_problem *p, const conv_io *io, const strip_layout *s, int64_t begin,
                                      int64_t h, const row_window *w, int64_t planes, int64_t ahead, real *slot) {
     const int64_t top = min_i64(max_i64(-h, 0), s->row_slots), plane = s->plane, stride = p->stride_w;
     const int64_t bottom = max_i64(min_i64(p->in_h - h, s->row_slots), top);
-    const int64_t end = (p->in_h - 1) * io->x_stride_h + p->in_w; /* of the channel's last row */
     int64_t first = w[0].begin, last = w[0].end;
     for (int64_t k = 1; k < planes; k++) first = max_i64(first, w[k].begin), last = min_i64(last, w[k].end);
     if (last < first) first = last = 0; /* what lies outside both ends: all of it is an edge */
@@ -155,7 +134,7 @@ static inline void strip_fill_planes(const conv_problem *p, const conv_io *io, c
     const real_unaligned *x = (const real_unaligned *)io->x;
     for (int64_t r = 0; r < s->row_slots; r++, slot += s->row_pitch) {
         const int inside = r >= top && r < bottom;
-        const int64_t at = (h + r) * io->x_stride_h + w[0].first, row = begin + at, from = row + first * stride;
+        const int64_t row = begin + (h + r) * io->x_stride_h + w[0].first, from = row + first * stride;
         for (int64_t k = 0; k < planes; k++) {
             real *const dst = slot + k * plane;
             for (int64_t i = 0; !inside && i < plane; i++) dst[i] = value;
@@ -165,8 +144,8 @@ static inline void strip_fill_planes(const conv_problem *p, const conv_io *io, c
         }
         if (!inside || first == last) continue;
         if (ahead) fetch_run(p, io, from + ahead, stride * (last - first));
-        if (at + (last - 1) * stride + LANES <= end)
-            strip_transpose(x + from, stride, planes, last - first, plane, slot + first);
+        if (w[0].first + (last - 1) * stride + LANES <= elements_left(p, io, h + r))
+            load_channels_of(CONV_NATIVE, x, from, stride, planes, last - first, slot + first, plane);
         else
             for (int64_t k = 0; k < planes; k++)
                 load_elements(CONV_NATIVE, x, from + k, stride, last - first, slot + k * plane + first);

@@ -6,7 +6,7 @@
  *   for each block of input channels: 6 rows of pixels -> B^T d -> V[36][channels][T]                V: half of L2
  *     for each of the 36, for each panel of NR output channels: U [channels][NR]                     U, V: L1
  *       for each R of the tiles: R x NR accumulators, V broadcast, then M[tile][panel][36][NR] += accumulators
- *   for each tile, for each vector of output channels: A^T M A + bias -> 4x4 outputs, transposed into y
+ *   for each tile, for each vector of output channels: A^T M A -> sums[4 rows][pixels] -> y               sums: L1
  *
  * A dilation is interleaved sub-images, a depth slice an image. Tails: the last tile of a row or column is moved back
  * until it fits the image, and stores only what the one before it does not; R divides T as evenly as it can; unused
