@@ -70,6 +70,9 @@ PROBLEMS = [
     ((1, 10, 9, 8, 7), (35, 10, 2, 3, 3), {"padding": (1, 0, 1), "stride": (1, 2, 1)}),
     ((1, 8, 60, 70), (33, 8, 3, 3), {"stride": (3, 2), "padding": (1, 4)}),
     ((1, 64, 16, 16), (64, 64, 3, 3), {"padding": 1}),
+    ((1, 40, 21, 33), (50, 40, 3, 3), {"padding": (12, 18), "dilation": (12, 18)}),
+    ((2, 24, 3, 9, 12), (40, 24, 3, 3, 5), {"padding": (2, 1, 8), "dilation": (2, 1, 4)}),
+    ((1, 3, 20, 26), (37, 3, 31, 31), {"padding": 15}),
     ((2, 70, 18, 27), (67, 70, 3, 3), {}),
     ((1, 96, 33, 19), (64, 96, 3, 3), {"padding": (0, 1)}),
     ((1, 64, 26, 29), (65, 64, 3, 3), {"padding": 2, "dilation": 2}),
@@ -245,6 +248,19 @@ def test_row_keeps_not_a_number_in_its_place(row):
         np.testing.assert_array_equal(np.isinf(y), np.isinf(expected), err_msg=str(case))
         finite = np.isfinite(expected)
         assert (np.abs(y[finite] - expected[finite]) <= bound(case, 16)[finite]).all(), case
+
+
+@needs_core
+@pytest.mark.parametrize("isa", pyconv.config.isas_available())
+@pytest.mark.parametrize("dilation", [1, 5])
+def test_direct_leaves_out_filter_rows_in_the_padding(isa, dilation):
+    """As torch does: nothing becomes NaN where all that meets an infinity are the zeros around the image."""
+    case = make_case(np.random.default_rng(0), (1, 40, 6, 9), (35, 40, 3, 3), padding=dilation, dilation=dilation)
+    case.w[:, :, 0] = np.inf
+    with setting(isa=isa):
+        y = case.run(algorithm="direct")
+    assert np.isfinite(y[:, :, :dilation]).all()  # the outputs that the filter's first row lies above the image for
+    assert not np.isfinite(y[:, :, dilation:]).any()
 
 
 @pytest.mark.parametrize("row", [row for row in ROWS if row[0]], ids=name_of)

@@ -14,7 +14,7 @@
  * output is one sum per chain, from zero, added in order: block sizes, threads and the batch don't change bits.
  * Georganas et al., "Anatomy of high-performance deep learning convolutions on SIMD architectures", SC 2018. */
 #include "algorithm.h"
-#include "direct_plan.h"
+#include "direct_pack.h"
 #include "epilogue.h"
 
 /* A strip of bounded size: hostile dilations leave im2col_gemm. So do one-tap filters of little depth over many pixels,
@@ -29,64 +29,6 @@ static int direct_accepts(const conv_problem *p) {
         return 0;
     const direct_plan d = direct_plan_of(p);
     return direct_elements(&d, p->oc) * (int64_t)sizeof(real) <= 1 << 20;
-}
-
-/* Output channels as they are packed: the last panel has the vectors it needs. */
-INLINE int64_t direct_packed_channels(const conv_problem *p) { return ceil_div(p->oc, LANES) * LANES; }
-
-static size_t direct_packed_bytes(const conv_problem *p) {
-    const int64_t depth = p->ic * p->kernel_d * p->kernel_h * p->kernel_w;
-    return (size_t)(p->groups * depth * direct_packed_channels(p)) * sizeof(real);
-}
-
-/* Panels of channels in lanes, and all panels, of a group. */
-INLINE int64_t direct_panels(const conv_problem *p, const direct_plan *d) {
-    return ceil_div(p->oc - d->rest, d->vectors * LANES);
-}
-
-INLINE int64_t direct_all_panels(const conv_problem *p, const direct_plan *d) {
-    return direct_panels(p, d) + (d->rest ? ceil_div(d->rest, pixels_channels(d->rest)) : 0);
-}
-
-static size_t direct_pack_tasks(const conv_problem *p) {
-    const direct_plan d = direct_plan_of(p);
-    return (size_t)(p->groups * direct_all_panels(p, &d));
-}
-
-/* LANES channels side by side: dst[k * pitch + channel] = src[channel * depth + k], zero for channels that don't exist.
- */
-static void pack_lanes(const real *src, int64_t depth, int64_t channels, int64_t count, real *dst, int64_t pitch) {
-    int64_t k = 0;
-    for (; channels == LANES && k + LANES <= count; k += LANES) {
-        vec rows[LANES];
-        for (int i = 0; i < LANES; i++) rows[i] = vec_load(src + i * depth + k);
-        vec_transpose(rows);
-        for (int i = 0; i < LANES; i++) vec_store(dst + (k + i) * pitch, rows[i]);
-    }
-    for (; k < count; k++)
-        for (int64_t m = 0; m < LANES; m++) dst[k * pitch + m] = m < channels ? src[m * depth + k] : 0;
-}
-
-/* Packed: for each group, for each block of input channels, for each panel: [depth of the block][channels]. Those with
- * pixels in lanes come last, as many of them in a panel as a tile has. A task is one panel of one group. */
-static void direct_pack(const conv_problem *p, const void *w, void *packed, size_t task) {
-    const direct_plan d = direct_plan_of(p);
-    const int64_t panels = direct_panels(p, &d), lanes = p->oc - d.rest, all = direct_packed_channels(p);
-    const int64_t group = (int64_t)task / direct_all_panels(p, &d), panel = (int64_t)task % direct_all_panels(p, &d);
-    const int in_lanes = panel < panels;
-    const int64_t most = in_lanes ? d.vectors * LANES : pixels_channels(d.rest);
-    const int64_t m0 = in_lanes ? panel * most : lanes + (panel - panels) * most;
-    const int64_t used = min_i64(most, (in_lanes ? lanes : p->oc) - m0), width = ceil_div(used, LANES) * LANES;
-    const real *src = (const real *)w + (group * p->oc + m0) * d.depth;
-    real *dst = (real *)packed + group * d.depth * all;
-    for (int64_t k0 = 0; k0 < d.depth; k0 += d.channels * d.taps) {
-        const int64_t kc = min_i64(d.channels * d.taps, d.depth - k0);
-        real *to = dst + k0 * all + m0 * kc;
-        for (int64_t k = 0; !in_lanes && k < kc; k++)
-            for (int64_t m = 0; m < used; m++) *to++ = src[m * d.depth + k0 + k];
-        for (int64_t m = 0; in_lanes && m < width; m += LANES)
-            pack_lanes(src + m * d.depth + k0, d.depth, min_i64(used - m, LANES), kc, to + m, width);
-    }
 }
 
 static size_t direct_scratch_bytes(const conv_problem *p) {
@@ -230,20 +172,13 @@ static void direct_store_pixels(const conv_problem *p, const conv_io *io, const 
 /* to += strip * weights for all chains of a strip where pixels are in lanes, or y at once. */
 static void direct_multiply_pixels(const conv_problem *p, const conv_io *io, const direct_plan *d,
                                    const direct_block *b, const real *weights, int64_t depth, int add) {
-    const int64_t chain = direct_chain(p, depth), row = pixels_pitch(b->cols), channel = b->group * p->oc + b->r0;
-    pixels_block block = {pixels_channels(d->rest),
-                          pixels_vectors(d->rest),
-                          0,
-                          b->rest,
-                          depth,
-                          0,
-                          b->rows,
-                          b->cols,
-                          d->strip.row_step,
-                          row};
-    const int64_t reads = depth / p->kernel_w * min_i64(p->stride_w, p->kernel_w), tile = block.most * LANES;
-    block.piece = max_i64(cpu_cache_sizes()->l1d / 2 / (int64_t)sizeof(real) / reads / tile, 4) * tile;
-    pixels_operands o = {.strip = b->strip, .to = b->rest_totals, .channel = b->rows * row};
+    const int64_t pitch = pixels_pitch(b->cols), channel = b->group * p->oc + b->r0, most = pixels_vectors(d->rest);
+    const int64_t chain = direct_chain(p, depth);
+    const int64_t reads = depth / p->kernel_w * min_i64(p->stride_w, p->kernel_w), tile = most * LANES;
+    const int64_t piece = cpu_cache_sizes()->l1d / 2 / (int64_t)sizeof(real) / reads / tile;
+    pixels_block block = {pixels_channels(d->rest), most, max_i64(piece, 4) * tile, b->rest, depth, b->cols};
+    pixels_operands o = {.to = b->rest_totals, .channel = b->rows * pitch};
+    int64_t to_row = pitch;
     o.finish = pixels_are_final(p, io, d, b);
     if (o.finish) {
         o.to = (real *)io->y + direct_span_at(p, io, d, b, 0, 0).y + channel * io->y_stride_c;
@@ -252,20 +187,27 @@ static void direct_multiply_pixels(const conv_problem *p, const conv_io *io, con
         o.clamped = p->activation == CONV_CLAMP;
         o.low = clamp_limit(p->activation_a);
         o.high = clamp_limit(p->activation_b);
-        block.to_row = io->y_stride_h;
+        to_row = io->y_stride_h;
     }
     o.weights = weights + b->r0 * depth;
-    for (; block.k0 < depth; block.k0 += chain) {
-        o.depth = min_i64(chain, depth - block.k0);
-        o.offsets = b->offsets + block.k0;
-        o.add = add || block.k0 > 0;
-        pixels_run(&o, &block);
-    }
+    o.offsets = b->offsets;
+    tile_terms terms;
+    real *const to = o.to;
+    for (int64_t k0 = 0; k0 < depth; k0 += chain)
+        for (int64_t r = 0; r < b->rows; r++) {
+            const row_terms row = row_terms_of(p, depth / d->taps, b->od, b->oh + r);
+            select_terms(p, &row, &b->classes.taps[0], (term_span){k0, min_i64(k0 + chain, depth)}, &terms);
+            o.terms = &terms;
+            o.add = add || k0 > 0;
+            o.strip = b->strip + r * d->strip.row_step;
+            o.to = to + r * to_row;
+            pixels_row(&o, &block);
+        }
 }
 
-/* Terms [k0, k1) of a strip's depth. */
+/* A chain: terms of a strip. */
 typedef struct direct_chain_of {
-    int64_t k0, k1;
+    term_span span;
     int add, only; /* to the totals so far; the sum is complete */
 } direct_chain_of;
 
@@ -275,19 +217,25 @@ typedef struct direct_chain_of {
  * first tile would wait for them.
  */
 static void direct_panel(const conv_problem *p, const conv_io *io, const direct_plan *d, const direct_block *b,
-                         int64_t m, const direct_chain_of *chain, const real *weights, real *totals) {
-    const int64_t vectors = min_i64(d->vectors, ceil_div(b->m1 - m, LANES)), k0 = chain->k0, k1 = chain->k1;
-    const int64_t tiles = ceil_div(b->cols, direct_most_pixels(vectors));
-    const int64_t size = b->cols / tiles, larger = b->cols % tiles, pitch = d->vectors * LANES;
-    const int64_t width = vectors * LANES, next = (k1 - k0) * width * (int64_t)sizeof(real);
-    direct_operands o = {k1 - k0, b->offsets + k0, NULL, weights + k0 * width, totals, pitch, chain->add, 0};
+                         int64_t m, int64_t depth, const direct_chain_of *chain, const real *weights, real *totals) {
+    const int64_t vectors = min_i64(d->vectors, ceil_div(b->m1 - m, LANES)), width = vectors * LANES;
+    const int64_t tiles = direct_tiles(b->cols, vectors), size = b->cols / tiles, larger = b->cols % tiles;
+    const int64_t pitch = d->vectors * LANES;
+    const int64_t next = (chain->span.last - chain->span.first) * width * (int64_t)sizeof(real);
+    const uint8_t *const class_of = b->class_of[vectors < d->vectors];
+    tile_terms terms;
+    direct_operands o = {&terms, b->offsets, NULL, weights, totals, pitch, chain->add, 0};
     const int64_t lines = 2 * width * (int64_t)sizeof(real) / CONV_ALIGN, all = b->rows * tiles;
     int64_t line = 0, due = 0;
     for (int64_t r = 0; r < b->rows; r++) {
-        real *const row = o.totals;
+        real *const first = o.totals;
+        const row_terms row = row_terms_of(p, depth / d->taps, b->od, b->oh + r);
+        int64_t selected = -1;
         o.strip = b->strip + r * d->strip.row_step;
         for (int64_t tile = 0; tile < tiles; tile++) {
-            const int64_t s = size + (tile < larger);
+            const int64_t s = size + (tile < larger), class = d->flat ? 0 : class_of[tile];
+            if (class != selected) select_terms(p, &row, &b->classes.taps[class], chain->span, &terms);
+            selected = class;
             due += lines;
             o.fetch = due >= all ? next + line++ * CONV_ALIGN : 0;
             due -= due >= all ? all : 0;
@@ -296,8 +244,8 @@ static void direct_panel(const conv_problem *p, const conv_io *io, const direct_
             o.totals += s * pitch;
         }
         if (chain->only) {
-            direct_store(p, io, d, b, m, r, row);
-            o.totals = row;
+            direct_store(p, io, d, b, m, r, first);
+            o.totals = first;
         }
     }
 }
@@ -310,30 +258,38 @@ static void direct_multiply(const conv_problem *p, const conv_io *io, const dire
     for (int64_t m = b->m0; m < b->m1; m += panel) {
         real *const totals = b->totals + (m - b->m0) * pixels;
         for (int64_t k0 = 0; k0 < depth; k0 += terms) {
-            const direct_chain_of chain = {k0, min_i64(k0 + terms, depth), add || k0 > 0,
-                                           last && !add && terms >= depth};
-            direct_panel(p, io, d, b, m, &chain, weights + m * depth, totals);
+            const direct_chain_of chain = {
+                {k0, min_i64(k0 + terms, depth)}, add || k0 > 0, last && !add && terms >= depth};
+            direct_panel(p, io, d, b, m, depth, &chain, weights + m * depth, totals);
         }
         for (int64_t r = 0; last && (add || terms < depth) && r < b->rows; r++)
             direct_store(p, io, d, b, m, r, totals + r * b->cols * panel);
     }
 }
 
+/* Where the terms of so many input channels begin in the strip. */
+static void fill_offsets(const conv_problem *p, const strip_layout *s, int64_t channels, int64_t *offsets) {
+    for (int64_t kd = 0; kd < p->kernel_d; kd++)
+        for (int64_t kw = 0; kw < p->kernel_w; kw++)
+            for (int64_t kh = 0; kh < p->kernel_h; kh++) {
+                const int64_t tap = strip_offset(p, s, kd, kh, kw);
+                for (int64_t c = 0; c < channels; c++) *offsets++ = c * s->channel_pitch + tap;
+            }
+}
+
 static void direct_run(const conv_problem *p, const conv_io *io, size_t task, void *scratch) {
     const direct_plan d = direct_plan_of(p);
-    direct_block b = direct_block_of(p, &d, task, scratch);
+    direct_block b;
+    direct_block_of(p, &d, task, scratch, &b);
     const int64_t all = direct_packed_channels(p);
     const int64_t x = b.n * io->x_stride_n + b.group * p->ic * io->x_stride_c;
     const real *packed = (const real *)io->packed + b.group * d.depth * all;
     const int in_place = d.flat && x_is_operand(p, io, &d, &b);
-    int64_t k = 0;
-    for (int64_t c = 0; c < d.channels; c++)
-        for (int64_t kd = 0; kd < p->kernel_d; kd++)
-            for (int64_t kh = 0; kh < p->kernel_h; kh++)
-                for (int64_t kw = 0; kw < p->kernel_w; kw++)
-                    b.offsets[k++] = in_place ? c * io->x_stride_c : strip_offset(p, &d.strip, c, kd, kh, kw);
-    for (int64_t block = 0; block < d.blocks; block++) {
+    strip_layout layout = d.strip;
+    if (in_place) layout.channel_pitch = io->x_stride_c;
+    for (int64_t block = 0, filled = 0; block < d.blocks; block++) {
         const int64_t c0 = block * d.channels, count = min_i64(d.channels, p->ic - c0), depth = count * d.taps;
+        if (filled != count) fill_offsets(p, &layout, filled = count, b.offsets);
         if (in_place)
             b.strip = (real *)io->x + x + c0 * io->x_stride_c + b.ow;
         else if (d.flat)
@@ -346,12 +302,30 @@ static void direct_run(const conv_problem *p, const conv_io *io, size_t task, vo
     if (!pixels_are_final(p, io, &d, &b)) direct_store_pixels(p, io, &d, &b);
 }
 
+/* Products that a filter of one input and output channel is left with, of pixels as its tiles have them. */
+static double direct_products(const conv_problem *p, const direct_plan *d) {
+    double depth = 0, rows = 0, columns = 0;
+    if (d->flat) return (double)direct_row(p, 1);
+    for (int64_t od = 0; od < p->out_d; od++) depth += (double)tap_count(row_terms_of(p, 1, od, 0).kd);
+    for (int64_t oh = 0; oh < p->out_h; oh++) rows += (double)tap_count(row_terms_of(p, 1, 0, oh).kh);
+    for (int64_t ow = 0; ow < p->out_w; ow += d->strip.cols) {
+        const int64_t cols = min_i64(d->strip.cols, p->out_w - ow), tiles = direct_tiles(cols, d->vectors);
+        for (int64_t i = 0, at = 0, pixels; i < tiles; i++, at += pixels) {
+            pixels = cols / tiles + (i < cols % tiles);
+            const tile_taps t = tile_taps_of(p, ow + at, pixels, DIRECT_HAS_KINDS(pixels, d->vectors));
+            const int64_t whole = t.bounds[BUT_LAST] - t.bounds[WHOLE], all = t.bounds[TERM_KINDS] - t.bounds[0];
+            columns += (double)(d->rest == p->oc ? pixels * p->kernel_w : pixels * all - (all - whole));
+        }
+    }
+    return depth * rows * columns;
+}
+
 static conv_facts direct_facts(const conv_problem *p) {
     const direct_plan d = direct_plan_of(p);
     const int64_t main = ceil_div(p->oc - d.rest, LANES) * LANES, row = direct_row(p, d.flat), cols = d.strip.cols;
     const int64_t vectors = ceil_div(cols, LANES), most = main ? direct_most_pixels(d.vectors) : pixels_vectors(d.rest);
-    const double rows = (double)(p->n * p->groups) * (double)(d.flat ? 1 : p->out_d * p->out_h);
-    const double lanes = (double)row * (double)main + (double)ceil_div(row, LANES) * (double)(LANES * d.rest);
+    const double unused = (double)(ceil_div(row, LANES) * LANES) / (double)row; /* of whole vectors */
+    const double channels = (double)(p->n * p->groups) * ((double)main + (double)d.rest * unused);
     return (conv_facts){
         .tile_pixels = main ? ceil_div(cols, ceil_div(cols, most)) : ceil_div(vectors, ceil_div(vectors, most)) * LANES,
         .tile_channels = main ? min_i64(d.vectors * LANES, main) : pixels_channels(d.rest),
@@ -361,7 +335,7 @@ static conv_facts direct_facts(const conv_problem *p) {
         .rows = d.strip.rows,
         .cols = cols,
         .terms = d.channels * d.taps,
-        .operations = 2 * rows * lanes * (double)d.depth,
+        .operations = 2 * channels * (double)p->ic * direct_products(p, &d),
     };
 }
 

@@ -4,8 +4,7 @@
 
 #include "../cpu.h"
 #include "direct_pixels.h"
-#include "direct_tile.h"
-#include "strip.h"
+#include "direct_terms.h"
 
 /* Most of the depth of a strip, since filling it costs once for each: with AVX-512 two chains (Golden Cove, 14 x 2
  * tile, layers of ResNet-50: one 2 to 4 % slower, four no faster), else one (AVX2 there: two 2 to 5 % slower). */
@@ -34,14 +33,6 @@ INLINE int64_t direct_block_rest(const direct_plan *d, int64_t oc) {
     return d->rest < oc ? d->rest : min_i64(d->oc_block, oc);
 }
 
-/* Elements of scratch: strip, totals and offsets. Pixels in lanes may be read a vector behind the strip. */
-static int64_t direct_elements(const direct_plan *d, int64_t oc) {
-    const int64_t offsets = (d->channels * d->taps * (int64_t)sizeof(int64_t)) / (int64_t)sizeof(real);
-    const int64_t lanes = d->rest < oc ? d->strip.rows * d->strip.cols * d->oc_block : 0;
-    const int64_t pixels = d->strip.rows * pixels_pitch(d->strip.cols) * direct_block_rest(d, oc);
-    return d->channels * d->strip.channel_pitch + lanes + pixels + PIXELS_MAX_V * LANES + offsets;
-}
-
 /* Pixels of the largest tile with v vectors (DIRECT_FITS). */
 INLINE int64_t direct_most_pixels(int64_t v) { return min_i64((VECTOR_REGISTERS - 1) / v - 1, DIRECT_MAX_S); }
 
@@ -52,12 +43,29 @@ INLINE int64_t direct_chain(const conv_problem *p, int64_t depth) {
     return ceil_div(depth, ceil_div(depth, longest));
 }
 
+/* Tiles that a row of so many columns has with v vectors. */
+INLINE int64_t direct_tiles(int64_t cols, int64_t v) { return ceil_div(cols, direct_most_pixels(v)); }
+
+/* Vectors of the last panel. */
+INLINE int64_t direct_last_vectors(const conv_problem *p, const direct_plan *d) {
+    const int64_t vectors = ceil_div(p->oc - d->rest, LANES);
+    return vectors % d->vectors ? vectors % d->vectors : d->vectors;
+}
+
+/* Elements of scratch: strip, totals and offsets. Pixels in lanes may be read a vector behind the strip. */
+static int64_t direct_elements(const direct_plan *d, int64_t oc) {
+    const int64_t offsets = (d->channels * d->taps * (int64_t)sizeof(int64_t)) / (int64_t)sizeof(real);
+    const int64_t lanes = d->rest < oc ? d->strip.rows * d->strip.cols * d->oc_block : 0;
+    const int64_t pixels = d->strip.rows * pixels_pitch(d->strip.cols) * direct_block_rest(d, oc);
+    return d->channels * d->strip.channel_pitch + lanes + pixels + PIXELS_MAX_V * LANES + offsets;
+}
+
 /* Half cycles that a tile needs per term: two FMAs and two loads a cycle, four cycles of latency. */
 INLINE int64_t tile_cost(int64_t fmas, int64_t loads) { return max_i64(max_i64(fmas, loads), 8); }
 
 /* The same of a panel of v vectors, and of channels with pixels in lanes, for a row. */
 static int64_t panel_cost(int64_t row, int64_t v) {
-    const int64_t tiles = ceil_div(row, direct_most_pixels(v)), size = row / tiles, larger = row % tiles;
+    const int64_t tiles = direct_tiles(row, v), size = row / tiles, larger = row % tiles;
     return (tiles - larger) * tile_cost(size * v, size + v) + larger * tile_cost((size + 1) * v, size + 1 + v);
 }
 
@@ -177,29 +185,46 @@ typedef struct direct_block {
     int64_t r0, rest; /* the first one with pixels in lanes, and how many */
     real *strip, *totals, *rest_totals;
     int64_t *offsets;
+    term_classes classes;
+    uint8_t class_of[2][DIRECT_COLS]; /* the tiles of a panel of d->vectors, and of the last one */
 } direct_block;
 
-static direct_block direct_block_of(const conv_problem *p, const direct_plan *d, size_t task, void *scratch) {
-    direct_block b;
+/* The classes of a row's tiles for panels of v vectors. */
+static void classify_tiles(const conv_problem *p, direct_block *b, int64_t v, uint8_t *class_of) {
+    const int64_t tiles = direct_tiles(b->cols, v), size = b->cols / tiles, larger = b->cols % tiles;
+    for (int64_t tile = 0, ow = b->ow; tile < tiles; tile++) {
+        const int64_t pixels = size + (tile < larger);
+        class_of[tile] = term_class_of(p, &b->classes, ow, pixels, DIRECT_HAS_KINDS(pixels, v));
+        ow += pixels;
+    }
+}
+
+static void direct_block_of(const conv_problem *p, const direct_plan *d, size_t task, void *scratch, direct_block *b) {
     const int64_t row = direct_row(p, d->flat);
     int64_t t = (int64_t)task;
-    b.m0 = t % d->oc_blocks * d->oc_block, t /= d->oc_blocks;
-    b.ow = t % d->col_blocks * d->strip.cols, t /= d->col_blocks;
-    b.oh = t % d->row_blocks * d->strip.rows, t /= d->row_blocks;
-    b.od = d->flat ? 0 : t % p->out_d, t /= d->flat ? 1 : p->out_d;
-    b.group = t % p->groups, b.n = t / p->groups;
+    b->m0 = t % d->oc_blocks * d->oc_block, t /= d->oc_blocks;
+    b->ow = t % d->col_blocks * d->strip.cols, t /= d->col_blocks;
+    b->oh = t % d->row_blocks * d->strip.rows, t /= d->row_blocks;
+    b->od = d->flat ? 0 : t % p->out_d, t /= d->flat ? 1 : p->out_d;
+    b->group = t % p->groups, b->n = t / p->groups;
     const int64_t lanes = p->oc - d->rest;
-    b.m1 = max_i64(min_i64(b.m0 + d->oc_block, lanes), b.m0);
-    b.r0 = max_i64(b.m0, lanes);
-    b.rest = lanes == 0 ? min_i64(d->oc_block, p->oc - b.m0) : b.m1 == lanes ? d->rest : 0;
-    b.cols = min_i64(d->strip.cols, row - b.ow);
-    b.rows = d->flat ? 1 : min_i64(d->strip.rows, p->out_h - b.oh);
-    b.offsets = scratch;
-    b.strip = (real *)scratch +
-              ceil_div(d->channels * d->taps * (int64_t)sizeof(int64_t), CONV_ALIGN) * CONV_ALIGN / sizeof(real);
-    b.totals = b.strip + d->channels * d->strip.channel_pitch;
-    b.rest_totals = b.totals + (lanes ? d->strip.rows * d->strip.cols * d->oc_block : 0);
-    return b;
+    b->m1 = max_i64(min_i64(b->m0 + d->oc_block, lanes), b->m0);
+    b->r0 = max_i64(b->m0, lanes);
+    b->rest = lanes == 0 ? min_i64(d->oc_block, p->oc - b->m0) : b->m1 == lanes ? d->rest : 0;
+    b->cols = min_i64(d->strip.cols, row - b->ow);
+    b->rows = d->flat ? 1 : min_i64(d->strip.rows, p->out_h - b->oh);
+    b->offsets = scratch;
+    b->strip = (real *)scratch +
+               ceil_div(d->channels * d->taps * (int64_t)sizeof(int64_t), CONV_ALIGN) * CONV_ALIGN / sizeof(real);
+    b->totals = b->strip + d->channels * d->strip.channel_pitch;
+    b->rest_totals = b->totals + (lanes ? d->strip.rows * d->strip.cols * d->oc_block : 0);
+    b->classes.count = 1;
+    b->classes.taps[0] = (tile_taps){{0, 0, p->kernel_w, p->kernel_w}};
+    if (!d->flat && lanes) {
+        const int64_t v = direct_last_vectors(p, d);
+        classify_tiles(p, b, d->vectors, b->class_of[0]);
+        if (v != d->vectors) classify_tiles(p, b, v, b->class_of[1]);
+    }
 }
 
 #endif

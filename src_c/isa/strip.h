@@ -51,13 +51,12 @@ static inline strip_layout strip_layout_of(const conv_problem *p, int64_t rows, 
     return s;
 }
 
-/* Where tap (kd, kh, kw) of channel c begins. */
-INLINE int64_t strip_offset(const conv_problem *p, const strip_layout *s, int64_t c, int64_t kd, int64_t kh,
-                            int64_t kw) {
+/* Where tap (kd, kh, kw) of a channel begins. */
+INLINE int64_t strip_offset(const conv_problem *p, const strip_layout *s, int64_t kd, int64_t kh, int64_t kw) {
     const int64_t slot = s->shared_rows ? kh * p->dilation_h : kh * s->rows;
     const int64_t tap = kw * p->dilation_w;
     const int64_t column = s->shared_cols ? tap % p->stride_w * s->plane + tap / p->stride_w : kw * s->plane;
-    return c * s->channel_pitch + (kd * s->row_slots + slot) * s->row_pitch + column;
+    return (kd * s->row_slots + slot) * s->row_pitch + column;
 }
 
 /* Rows of padded positions from h on, one after the other, of one channel and tap along d (begin: where that lies in x)
