@@ -251,7 +251,7 @@ def test_row_keeps_not_a_number_in_its_place(row):
 
 
 @needs_core
-@pytest.mark.parametrize("isa", pyconv.config.isas_available())
+@pytest.mark.parametrize("isa", config.isas_available())
 @pytest.mark.parametrize("dilation", [1, 5])
 def test_direct_leaves_out_filter_rows_in_the_padding(isa, dilation):
     """As torch does: nothing becomes NaN where all that meets an infinity are the zeros around the image."""
