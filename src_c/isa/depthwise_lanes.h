@@ -9,27 +9,30 @@
  *
  * No strip, no transposing of x. What a tap reads beyond the image is a vector of zeros, multiplied like the rest, so
  * that every output gets the bits that it has where channels are not last; pixels that read beyond the ends of a row
- * are tiles of one. Tails: the last vector of channels ends with the image's and overlaps the one before, unless there
- * is a residual, which may be y. */
+ * are tiles of their own. Tails: the tiles of a row are about as long as each other; the last vector of channels ends
+ * with the image's and overlaps the one before, unless there is a residual, which may be y. */
 #ifndef DEPTHWISE_LANES_H
 #define DEPTHWISE_LANES_H
 
 #include "depthwise_strip.h"
 #include "epilogue.h"
 
-/* Accumulators, beside a weight and, in narrow types, an element; what remains of a row is in tiles of DW_FEW, or one.
- */
-enum { DW_PIXELS = VECTOR_REGISTERS == 32 ? 14 : 10, DW_FEW = 4 };
+/* Vectors of channels at once: those of a cache line, two at most, since loads of the same part of different lines are
+ * one a cycle on Zen 3 (144 channels of 56 x 56, 3 x 3: 0.7 of the time). Their accumulators leave registers for
+ * weights and, in narrow types, an element. */
+enum { DW_VECTORS = VECTOR_BYTES < CONV_ALIGN ? 2 : 1 };
+enum { DW_PIXELS = (VECTOR_REGISTERS == 32 ? 14 : 12) / DW_VECTORS, DW_EDGE = 4 };
 /* Weights of a block of channels: in L2 beside some rows of x and y. */
 enum { DW_LANES_BYTES = 128 << 10 };
 
-/* A tap: its place in the filter, and how far its element of x lies from the first tap's. */
+/* A tap: its place in the filter, how far its element of x lies from the first tap's, and where a row of outputs reads
+ * it: in x, or in lane_zeros, whatever the index (mask: all bits or none). */
 typedef struct dw_lane_tap {
-    int64_t d, h, w, offset;
-    int64_t inside; /* whether it reads a row of the image */
+    int64_t d, h, w, offset, mask;
+    const void *from;
 } dw_lane_tap;
 
-static const real lane_zeros[LANES] __attribute__((aligned(CONV_ALIGN)));
+static const real lane_zeros[DW_VECTORS * LANES] __attribute__((aligned(CONV_ALIGN)));
 
 typedef struct dw_lanes {
     const conv_problem *p;
@@ -76,98 +79,135 @@ static void lane_chunk(void *context, int64_t tap, int64_t taps) {
     const conv_problem *p = l->p;
     const int64_t plane = p->kernel_h * p->kernel_w;
     for (int64_t k = 0; k < taps; k++, tap += c->stride) {
-        dw_lane_tap t = {tap / plane * p->dilation_d, tap % plane / p->kernel_w * p->dilation_h,
-                         tap % p->kernel_w * p->dilation_w, 0, 0};
+        dw_lane_tap t = {tap / plane * p->dilation_d,
+                         tap % plane / p->kernel_w * p->dilation_h,
+                         tap % p->kernel_w * p->dilation_w,
+                         0,
+                         0,
+                         NULL};
         t.offset = t.d * l->io->x_stride_d + t.h * l->io->x_stride_h + t.w * l->io->x_stride_w;
         l->taps[l->count++] = t;
     }
 }
 
-/* Pixels of a row, whose first tap reads column and x; they go to y. */
+/* Pixels of a row, whose first tap reads column and x. */
 typedef struct lane_at {
-    int64_t column, x, y;
-    const real *weights;
-    vec bias;
+    int64_t column, x;
+    const real *weights, *bias;
 } lane_at;
 
-INLINE void lane_store(const dw_lanes *l, vec sum, int64_t y) {
-    store_vector(l->p->y_type, l->io->y, y, finish_vector(l->p, l->io, sum, y));
-}
-
-/* Volatile, or gcc loads the elements of all pixels first and keeps sums in memory. */
-INLINE vec lane_load(int32_t type, const void *x, int64_t at) {
-    if (type != CONV_NATIVE) return load_vector(type, x, at);
-    return *(const volatile vec_unaligned *)((const real *)x + at);
-}
-
-/* Some pixels that read columns of the image with all their taps. */
-INLINE void lane_pixels(const int pixels, const dw_lanes *l, int32_t type, const lane_at *at) {
-    const int64_t step = l->p->stride_w * l->io->x_stride_w, y_step = l->io->y_stride_w, count = l->count;
+/* Sums for some pixels and vectors, to[pixel * step + channel]. edge: some read beyond the ends of the row. */
+INLINE void lane_pixels(const int pixels, const int vectors, const int edge, const int32_t type, const dw_lanes *l,
+                        const lane_at *at, real *to, int64_t step) {
+    const int64_t stride = l->p->stride_w, pitch = stride * l->io->x_stride_w, more = l->count * LANES;
+    const uint64_t columns = (uint64_t)l->p->in_w;
     const real *weights = at->weights;
-    vec acc[DW_PIXELS];
+    vec acc[DW_PIXELS][DW_VECTORS], w[DW_VECTORS];
     UNROLL
-    for (int i = 0; i < pixels; i++) acc[i] = vec_zero();
-    for (int64_t k = 0; k < count; k++) {
-        const vec w = vec_load(weights + k * LANES);
-        const int inside = l->taps[k].inside != 0;
-        const void *from = inside ? l->io->x : lane_zeros;
-        const int64_t next = inside ? step : 0;
-        int64_t x = inside ? at->x + l->taps[k].offset : 0;
+    for (int i = 0; i < pixels; i++)
+        for (int j = 0; j < vectors; j++) acc[i][j] = vec_zero();
+    for (const dw_lane_tap *t = l->taps, *const end = t + l->count; t < end; t++, weights += LANES) {
+        for (int j = 0; j < vectors; j++) w[j] = vec_load(weights + j * more);
+        const int64_t next = pitch & t->mask, column = at->column + t->w;
+        int64_t x = (at->x + t->offset) & t->mask;
         UNROLL
-        for (int i = 0; i < pixels; i++, x += next) acc[i] += w * lane_load(type, from, x);
+        for (int i = 0; i < pixels; i++, x += next) {
+            const int inside = !edge || (uint64_t)(column + i * stride) < columns;
+            for (int j = 0; j < vectors; j++)
+                acc[i][j] += w[j] * load_vector(type, inside ? t->from : lane_zeros, (inside ? x : 0) + j * LANES);
+        }
     }
     UNROLL
-    for (int i = 0; i < pixels; i++) lane_store(l, acc[i] + at->bias, at->y + i * y_step);
+    for (int i = 0; i < pixels; i++)
+        for (int j = 0; j < vectors; j++)
+            vec_store(to + i * step + j * LANES, at->bias ? acc[i][j] + vec_load(at->bias + j * LANES) : acc[i][j]);
 }
 
-/* Any pixel. */
-INLINE void lane_edge(const dw_lanes *l, int32_t type, const lane_at *at) {
+/* A kernel for every number of pixels whose accumulators fit; numbers below zero for those at an edge. */
+#define LANE_CASE(n) \
+    case n: \
+        lane_pixels(n <= DW_PIXELS ? n : 1, vectors, 0, type, l, at, to, step); \
+        break; \
+    case -n: \
+        lane_pixels(n <= DW_EDGE ? n : 1, vectors, 1, type, l, at, to, step); \
+        break;
+
+INLINE void lane_cases(const int32_t type, const int vectors, int64_t pixels, const dw_lanes *l, const lane_at *at,
+                       real *to, int64_t step) {
+    switch (pixels) {
+        LANE_CASE(1)
+        LANE_CASE(2)
+        LANE_CASE(3)
+        LANE_CASE(4)
+        LANE_CASE(5)
+        LANE_CASE(6)
+        LANE_CASE(7)
+        LANE_CASE(8)
+        LANE_CASE(9)
+        LANE_CASE(10)
+        LANE_CASE(11)
+        LANE_CASE(12)
+        LANE_CASE(13)
+        LANE_CASE(14)
+    }
+}
+
+/* Functions of their own, or gcc 12 keeps accumulators in memory because of the calls around them (a fifth of the
+ * speed). */
+typedef void lane_kernel(int64_t pixels, const dw_lanes *, const lane_at *, real *to, int64_t step);
+
+#define LANE_KERNEL(name, type, vectors) \
+    __attribute__((noinline)) static void name(int64_t n, const dw_lanes *l, const lane_at *at, real *to, int64_t s) { \
+        lane_cases(type, vectors, n, l, at, to, s); \
+    }
+LANE_KERNEL(lane_native_one, CONV_NATIVE, 1)
+LANE_KERNEL(lane_native_more, CONV_NATIVE, DW_VECTORS)
+#if CONV_BITS(CONV_DTYPE) == 32
+LANE_KERNEL(lane_f16, CONV_F16, 1)
+LANE_KERNEL(lane_bf16, CONV_BF16, 1)
+#endif
+
+INLINE lane_kernel *lane_kernel_of(int32_t type, int64_t vectors) {
+#if CONV_BITS(CONV_DTYPE) == 32
+    if (type == CONV_F16) return lane_f16;
+    if (type == CONV_BF16) return lane_bf16;
+#endif
+    (void)type;
+    return vectors > 1 ? lane_native_more : lane_native_one;
+}
+
+/* All channels of a block, from `first` on, of so many pixels: to y if sums are all there is to it, else by a tile. */
+static void lane_tile(const dw_lanes *l, int64_t pixels, int edge, int64_t first, lane_at at, int64_t y) {
     const conv_problem *p = l->p;
-    vec sum = vec_zero();
-    for (int64_t k = 0; k < l->count; k++) {
-        const dw_lane_tap t = l->taps[k];
-        const int inside = t.inside && (uint64_t)(at->column + t.w) < (uint64_t)p->in_w;
-        const vec v = inside ? load_vector(type, l->io->x, at->x + t.offset) : vec_zero();
-        sum += vec_load(at->weights + k * LANES) * v;
-    }
-    lane_store(l, sum + at->bias, at->y);
-}
-
-/* All channels of a block, from `first` on, of so many pixels: 0 for one at the edge. */
-INLINE void lane_tile(const int pixels, const dw_lanes *l, int32_t type, int64_t first, lane_at at) {
     const conv_io *io = l->io;
-    const int64_t x = at.x, y = at.y;
-    for (int64_t j = 0; j < l->vectors; j++) {
-        const int64_t c = min_i64(first + j * LANES, l->p->groups - LANES);
+    const int64_t x = at.x;
+    const int plain = output_is_plain(p, io);
+    real sums[DW_PIXELS * DW_VECTORS * LANES] __attribute__((aligned(CONV_ALIGN)));
+    for (int64_t j = 0, vectors; j < l->vectors; j += vectors) {
+        const int64_t c = min_i64(first + j * LANES, p->groups - LANES);
+        const int more = j + DW_VECTORS <= l->vectors && c + DW_VECTORS * LANES <= p->groups;
+        vectors = more && p->x_type == CONV_NATIVE ? DW_VECTORS : 1;
         at.x = x + c;
-        at.y = y + c;
         at.weights = l->weights + j * l->count * LANES;
-        at.bias = io->bias ? vec_load((const real *)io->bias + c) : vec_zero();
-        if (pixels)
-            lane_pixels(pixels ? pixels : 1, l, type, &at);
-        else
-            lane_edge(l, type, &at);
+        at.bias = io->bias ? (const real *)io->bias + c : NULL;
+        lane_kernel_of(p->x_type, vectors)(edge ? -pixels : pixels, l, &at, plain ? (real *)io->y + y + c : sums,
+                                           plain ? io->y_stride_w : vectors * LANES);
+        const totals_run run = {sums, vectors * LANES, pixels, vectors * LANES, NULL, y + c, io->y_stride_w};
+        if (!plain) store_totals(p, io, &run);
     }
 }
 
-/* One row of outputs; at: of its first one. */
-static void lane_row(const dw_lanes *l, int32_t type, int64_t channel, lane_at at) {
+/* One row of outputs, from y on; at: of its first one. */
+static void lane_row(const dw_lanes *l, int64_t channel, lane_at at, int64_t y) {
     const conv_problem *p = l->p;
     const int64_t room = p->in_w - (p->kernel_w - 1) * p->dilation_w - at.column; /* for the first tap */
     const int64_t first = ceil_div(p->pad_w, p->stride_w), last = room > 0 ? ceil_div(room, p->stride_w) : 0;
     for (int64_t w = 0, pixels; w < p->out_w; w += pixels) {
-        const int64_t left = w >= first ? min_i64(last, p->out_w) - w : 0;
-        pixels = left >= DW_PIXELS ? DW_PIXELS : left >= DW_FEW ? DW_FEW : 1;
-        if (pixels == DW_PIXELS && type == CONV_NATIVE)
-            lane_tile(DW_PIXELS, l, CONV_NATIVE, channel, at);
-        else if (pixels == DW_FEW && type == CONV_NATIVE)
-            lane_tile(DW_FEW, l, CONV_NATIVE, channel, at);
-        else if (pixels == DW_FEW || pixels == DW_PIXELS)
-            lane_tile((int)(pixels = DW_FEW), l, type, channel, at);
-        else
-            lane_tile(0, l, type, channel, at);
+        const int64_t end = w < first ? min_i64(first, p->out_w) : w < last ? min_i64(last, p->out_w) : p->out_w;
+        const int edge = w < first || w >= last;
+        pixels = ceil_div(end - w, ceil_div(end - w, edge ? DW_EDGE : DW_PIXELS));
+        lane_tile(l, pixels, edge, channel, at, y + w * l->io->y_stride_w);
         at.x += pixels * p->stride_w * l->io->x_stride_w;
-        at.y += pixels * l->io->y_stride_w;
         at.column += pixels * p->stride_w;
     }
 }
@@ -197,12 +237,14 @@ static void lanes_run(const conv_problem *p, const conv_io *io, const dw_plan *s
         for (int64_t row = first; row < last; row++) {
             const int64_t od = row / p->out_h, oh = row % p->out_h;
             const int64_t d = od * p->stride_d - p->pad_d, h = oh * p->stride_h - p->pad_h;
-            for (dw_lane_tap *t = l.taps; t < l.taps + taps; t++)
-                t->inside = (uint64_t)(d + t->d) < (uint64_t)p->in_d && (uint64_t)(h + t->h) < (uint64_t)p->in_h;
-            lane_at at = {-p->pad_w, 0, 0, NULL, vec_zero()};
+            for (dw_lane_tap *t = l.taps; t < l.taps + taps; t++) {
+                const int inside = (uint64_t)(d + t->d) < (uint64_t)p->in_d && (uint64_t)(h + t->h) < (uint64_t)p->in_h;
+                t->mask = inside ? -1 : 0;
+                t->from = inside ? io->x : lane_zeros;
+            }
+            lane_at at = {-p->pad_w, 0, NULL, NULL};
             at.x = n * io->x_stride_n + d * io->x_stride_d + h * io->x_stride_h + at.column * io->x_stride_w;
-            at.y = n * io->y_stride_n + od * io->y_stride_d + oh * io->y_stride_h;
-            lane_row(&l, p->x_type, j * LANES, at);
+            lane_row(&l, j * LANES, at, n * io->y_stride_n + od * io->y_stride_d + oh * io->y_stride_h);
         }
     }
 }
