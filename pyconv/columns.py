@@ -15,6 +15,9 @@ from .reference import sums_dtype
 def gather(image: np.ndarray, windows: Windows) -> np.ndarray:
     """Return the windows of an image (..., C, H, W), as a new array of shape (..., C, kh, kw, rows, columns)."""
     columns = np.empty((*image.shape[:-2], *windows.kernel, *windows.positions), image.dtype)
+    if windows.are_tiles:
+        _tiles(columns)[...] = _tiled(image, windows)
+        return columns
     for tap, where, source in windows.taps() if columns.size else ():
         one = columns[(..., *tap, slice(None), slice(None))]
         for axis, met in enumerate(where):  # what meets padding: at the beginning and at the end of either axis
@@ -35,7 +38,23 @@ def scatter_add(columns: np.ndarray, windows: Windows, image: np.ndarray) -> Non
 def fold(columns: np.ndarray, windows: Windows) -> np.ndarray:
     """Return the image that columns (..., C, kh, kw, rows, columns) add up to; halves are added in float32."""
     dtype = columns.dtype
+    if windows.are_tiles:
+        image = np.empty((*columns.shape[:-4], *windows.size), dtype)
+        _tiled(image, windows)[...] = _tiles(columns)
+        return image
     image = np.zeros((*columns.shape[:-4], *windows.size), sums_dtype(dtype))
     with np.errstate(all="ignore"):  # Inf - Inf is NaN, as in the kernels
         scatter_add(columns, windows, image)
         return image.astype(dtype, copy=False)
+
+
+def _tiled(image: np.ndarray, windows: Windows) -> np.ndarray:
+    """Return a view of an image (..., H, W) as (..., rows, kh, columns, kw)."""
+    (rows, columns), (high, wide) = windows.positions, windows.kernel
+    return image.reshape(*image.shape[:-2], rows, high, columns, wide)
+
+
+def _tiles(columns: np.ndarray) -> np.ndarray:
+    """Return a view of columns (..., kh, kw, rows, columns) in the same order."""
+    first = columns.ndim - 4
+    return columns.transpose(*range(first), first + 2, first, first + 3, first + 1)

@@ -26,6 +26,12 @@ class Windows(NamedTuple):
     padding: tuple[int, int]
     stride: tuple[int, int]
 
+    @property
+    def are_tiles(self) -> bool:
+        """Whether every element of the image is in one window: each of them is one copy (16x16: 0.3 of the time)."""
+        tiled = tuple(n * k for n, k in zip(self.positions, self.kernel, strict=True))
+        return self.stride == self.kernel and self.padding == (0, 0) and self.dilation == (1, 1) and self.size == tiled
+
     def taps(self) -> Iterator[tuple[tuple[int, int], tuple[slice, slice], tuple[slice, slice]]]:
         """Yield, for each tap of the filter, its place, which positions meet the image with it, and where."""
         axes = [

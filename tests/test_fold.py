@@ -23,6 +23,9 @@ def geometries(draw):
     )
     least = [max(1, d * (k - 1) + 1 - 2 * p) for k, d, p in zip(kernel, dilation, padding)]
     size = [n + draw(st.integers(0, 6)) for n in least]
+    if draw(st.integers(0, 3)) == 0:  # patches that tile the image
+        dilation, padding, stride = (1, 1), (0, 0), kernel
+        size = [k * draw(st.integers(1, 4)) for k in kernel]
     batch = draw(st.sampled_from([(), (1,), (3,), (0,)]))
     arguments = {"kernel_size": kernel, "dilation": dilation, "padding": padding, "stride": stride}
     named = {name: v[0] if v[0] == v[1] and draw(st.booleans()) else v for name, v in arguments.items()}
