@@ -269,8 +269,8 @@ static void direct_multiply(const conv_problem *p, const conv_io *io, const dire
 
 /* Where the terms of so many input channels begin in the strip. */
 static void fill_offsets(const conv_problem *p, const strip_layout *s, int64_t channels, int64_t *offsets) {
-    for (int64_t kd = 0; kd < p->kernel_d; kd++)
-        for (int64_t kw = 0; kw < p->kernel_w; kw++)
+    for (int64_t kw = 0; kw < p->kernel_w; kw++)
+        for (int64_t kd = 0; kd < p->kernel_d; kd++)
             for (int64_t kh = 0; kh < p->kernel_h; kh++) {
                 const int64_t tap = strip_offset(p, s, kd, kh, kw);
                 for (int64_t c = 0; c < channels; c++) *offsets++ = c * s->channel_pitch + tap;

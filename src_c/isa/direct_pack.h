@@ -33,7 +33,7 @@ typedef struct term_order {
 } term_order;
 
 INLINE int64_t next_term(const conv_problem *p, term_order *o) {
-    const int64_t term = ((o->kd * p->kernel_w + o->kw) * p->kernel_h + o->kh) * o->channels + o->c;
+    const int64_t term = ((o->kw * p->kernel_d + o->kd) * p->kernel_h + o->kh) * o->channels + o->c;
     if (++o->kw < p->kernel_w) return term;
     o->kw = 0, o->kh++;
     if (o->kh == p->kernel_h) o->kh = 0, o->kd++;

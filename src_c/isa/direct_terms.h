@@ -1,12 +1,12 @@
 /* The products of direct.c: spans of terms, without those that meet nothing but the zeros around the image.
  *
- *     terms of a strip: for each tap (kd, kw, kh), for each input channel
+ *     terms of a strip: for each tap (kw, kd, kh), for each input channel
  *
  * Along d and w a tap is left out where all pixels of a tile lie outside, and one pixel of it where that is the first
  * or the last (kinds); along h the rows of outputs have the filter rows that lie inside. Tiles of the same filter
- * columns are a class, few in a row. So an Inf or NaN in the weights does not make a NaN of those zeros, as it does
- * where they are multiplied. Small images and wide dilations are mostly padding (33 x 33, dilation 18: 41 % of the
- * products are left). */
+ * columns are a class, few in a row. The terms that an output has are added in this order whatever its tile. An Inf or
+ * NaN in the weights does not make a NaN of zeros that are left out, as it does of those that are multiplied. Small
+ * images and wide dilations are mostly padding (33 x 33, dilation 18: 41 % of the products are left). */
 #ifndef DIRECT_TERMS_H
 #define DIRECT_TERMS_H
 
@@ -95,19 +95,18 @@ INLINE int64_t append_span(tile_terms *t, int64_t begin, int64_t count, term_spa
 /* The terms of a chain that a tile has. */
 static void select_terms(const conv_problem *p, const row_terms *row, const tile_taps *taps, term_span chain,
                          tile_terms *to) {
-    const int64_t channels = row->channels, column = p->kernel_h * channels;
-    const int whole = tap_count(row->kh) == p->kernel_h;
+    const int64_t channels = row->channels, line = p->kernel_h * channels, column = p->kernel_d * line;
+    const int whole = tap_count(row->kd) == p->kernel_d && tap_count(row->kh) == p->kernel_h;
     int64_t count = 0;
     for (int kind = 0; kind < TERM_KINDS; to->ends[kind++] = count) {
         const int64_t first = taps->bounds[kind], last = taps->bounds[kind + 1], begin = count;
-        for (int64_t d = row->kd.first; first < last && d < row->kd.last; d++) {
-            const int64_t plane = d * p->kernel_w * column;
-            if (whole) count = append_span(to, begin, count, chain, plane + first * column, plane + last * column);
-            int64_t w = max_i64(first, (chain.first - plane) / column);
-            for (; !whole && w < last && plane + w * column < chain.last; w++)
-                count = append_span(to, begin, count, chain, plane + w * column + row->kh.first * channels,
-                                    plane + w * column + row->kh.last * channels);
-        }
+        if (whole && first < last) count = append_span(to, begin, count, chain, first * column, last * column);
+        for (int64_t w = max_i64(first, chain.first / column); !whole && w < last && w * column < chain.last; w++)
+            for (int64_t d = row->kd.first; d < row->kd.last; d++) {
+                const int64_t at = w * column + d * line;
+                count =
+                    append_span(to, begin, count, chain, at + row->kh.first * channels, at + row->kh.last * channels);
+            }
     }
 }
 
