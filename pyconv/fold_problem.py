@@ -28,7 +28,7 @@ class Windows(NamedTuple):
 
     @property
     def are_tiles(self) -> bool:
-        """Whether every element of the image is in one window: each of them is one copy (16x16: 0.3 of the time)."""
+        """Whether every element is in one window: one copy does (16x16: unfold 0.2 of the time, fold 0.4)."""
         tiled = tuple(n * k for n, k in zip(self.positions, self.kernel, strict=True))
         return self.stride == self.kernel and self.padding == (0, 0) and self.dilation == (1, 1) and self.size == tiled
 

@@ -128,13 +128,14 @@ INLINE void lane_pixels(const int pixels, const int vectors, const int edge, con
             vec_store(to + i * step + j * LANES, at->bias ? acc[i][j] + vec_load(at->bias + j * LANES) : acc[i][j]);
 }
 
-/* A kernel for every number of pixels whose accumulators fit; numbers below zero for those at an edge. */
+/* A kernel for every number of pixels whose accumulators fit, below zero for those at an edge; the others don't exist.
+ */
 #define LANE_CASE(n) \
     case n: \
-        lane_pixels(n <= DW_PIXELS ? n : 1, vectors, 0, type, l, at, to, step); \
+        if (n <= DW_PIXELS) lane_pixels(n <= DW_PIXELS ? n : 1, vectors, 0, type, l, at, to, step); \
         break; \
     case -n: \
-        lane_pixels(n <= DW_EDGE ? n : 1, vectors, 1, type, l, at, to, step); \
+        if (n <= DW_EDGE) lane_pixels(n <= DW_EDGE ? n : 1, vectors, 1, type, l, at, to, step); \
         break;
 
 INLINE void lane_cases(const int32_t type, const int vectors, int64_t pixels, const dw_lanes *l, const lane_at *at,
@@ -178,7 +179,7 @@ INLINE lane_kernel *lane_kernel_of(int32_t type, int64_t vectors) {
     if (type == CONV_BF16) return lane_bf16;
 #endif
     (void)type;
-    return vectors > 1 ? lane_native_more : lane_native_one;
+    return DW_VECTORS > 1 && vectors > 1 ? lane_native_more : lane_native_one;
 }
 
 /* All channels of a block, from `first` on, of so many pixels: to y if sums are all there is to it, else by a tile. */
